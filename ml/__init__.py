@@ -1,0 +1,1 @@
+"""Unlearning and verification of causal language models: a plain library that never imports Django."""

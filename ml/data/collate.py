@@ -1,0 +1,160 @@
+"""The one masking and pooling helper: which tokens count, in what order, and how they are averaged.
+
+Position `i` of the logits scores the token at `i + 1`. `IGNORED` marks every token that must not enter a loss: prompt
+and padding. Rows are padded on the right; causal attention then needs no mask, and real end-of-turn tokens are never
+masked by an equality with the pad id (verification section 2.2, trap 1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from ml.errors import ContextLengthError, EmptySequenceError, RecordError
+from ml.specs import Record
+
+IGNORED: Final = -100
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedText:
+    """Token ids of one text; labels begin at token `first_label`; `values` are token ranges, end exclusive."""
+
+    ids: tuple[int, ...]
+    first_label: int
+    values: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Right-padded rows: `input_ids` and `labels`, both (batch, seq) int64; labels are `IGNORED` where unscored."""
+
+    input_ids: Tensor
+    labels: Tensor
+
+    def to(self, device: torch.device | str) -> Batch:
+        """Return the batch on `device`."""
+        return Batch(self.input_ids.to(device), self.labels.to(device))
+
+
+def encode_record(tokenizer: Any, record: Record, *, context: int) -> EncodedText:
+    """Tokenise one record, with the end-of-sequence token appended."""
+    spans = [(fact.start, fact.end) for fact in record.facts]
+    return encode_text(tokenizer, record.text, record.answer_start, spans, context=context)
+
+
+def encode_text(
+    tokenizer: Any,
+    text: str,
+    answer_start: int,
+    value_spans: Sequence[tuple[int, int]] = (),
+    *,
+    context: int,
+    end: bool = True,
+) -> EncodedText:
+    """Tokenise `text`; map character offsets to tokens. A token that straddles a span's start belongs to the span.
+
+    Args:
+        context: longest sequence the model takes, in tokens.
+        end: append the tokenizer's end-of-sequence token as the last label.
+    Raises:
+        ContextLengthError: the text is longer than `context`.
+        RecordError: a value has no token of its own.
+    """
+    encoding = tokenizer(text, return_offsets_mapping=True, add_special_tokens=True)
+    ids, offsets = list(encoding["input_ids"]), encoding["offset_mapping"]
+    while ids and ids[-1] == tokenizer.eos_token_id:
+        ids.pop()
+    offsets = offsets[: len(ids)]
+    if end:
+        ids.append(tokenizer.eos_token_id)
+    if len(ids) > context:
+        raise ContextLengthError(f"a text has {len(ids)} tokens, the model takes {context}; shorten or split it")
+    first_label = next((i for i, (a, b) in enumerate(offsets) if b > answer_start and b > a), len(offsets))
+    values = tuple(_token_range(offsets, start, stop) for start, stop in value_spans)
+    # The first token of a text has nothing that predicts it.
+    return EncodedText(tuple(ids), max(1, first_label), values)
+
+
+def _token_range(offsets: Sequence[tuple[int, int]], start: int, stop: int) -> tuple[int, int]:
+    inside = [i for i, (a, b) in enumerate(offsets) if a < stop and b > start and b > a]
+    if not inside:
+        raise RecordError("a value span covers no token; check the record's offsets")
+    return inside[0], inside[-1] + 1
+
+
+def collate(rows: Sequence[EncodedText], *, pad_id: int) -> Batch:
+    """Pad rows on the right; labels are the answer tokens, everything else is `IGNORED`.
+
+    Raises:
+        EmptySequenceError: a row has no label.
+    """
+    width = max(len(row.ids) for row in rows)
+    input_ids = torch.full((len(rows), width), pad_id, dtype=torch.long)
+    labels = torch.full((len(rows), width), IGNORED, dtype=torch.long)
+    for index, row in enumerate(rows):
+        if row.first_label >= len(row.ids):
+            raise EmptySequenceError("a row has no answer token to score")
+        ids = torch.tensor(row.ids, dtype=torch.long)
+        input_ids[index, : len(ids)] = ids
+        labels[index, row.first_label : len(ids)] = ids[row.first_label :]
+    return Batch(input_ids, labels)
+
+
+def token_budget_batches(lengths: Sequence[int], *, budget: int) -> Iterator[list[int]]:
+    """Yield index groups sorted by length whose padded size stays within `budget` tokens (at least one row each)."""
+    group: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
+        if group and lengths[index] * (len(group) + 1) > budget:
+            yield group
+            group = []
+        group.append(index)
+    if group:
+        yield group
+
+
+def shift(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Align logits with the labels they predict.
+
+    Args:
+        logits: (batch, seq, vocab).
+        labels: (batch, seq), `IGNORED` where unscored.
+    Returns:
+        logits (batch, seq-1, vocab), labels (batch, seq-1) with 0 in ignored places, mask (batch, seq-1) bool.
+    """
+    targets = labels[:, 1:]
+    mask = targets != IGNORED
+    return logits[:, :-1], targets.clamp_min(0), mask
+
+
+def label_log_probs(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probability of each label in float32: (batch, seq-1), with 0 where the mask (also returned) is False."""
+    aligned, targets, mask = shift(logits, labels)
+    chosen = torch.log_softmax(aligned.float(), dim=-1).gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+    return chosen.masked_fill(~mask, 0.0), mask
+
+
+def mean_over_tokens(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean over all masked positions of the batch (GA, GradDiff, WGA, KL, energy by token)."""
+    _refuse_empty(mask.sum().unsqueeze(0))
+    return (values.float() * mask).sum() / mask.sum()
+
+
+def sum_per_sequence(values: Tensor, mask: Tensor) -> Tensor:
+    """Sum over the masked positions of each row: (batch,) (NPO, DPO)."""
+    _refuse_empty(mask.sum(dim=-1))
+    return (values.float() * mask).sum(dim=-1)
+
+
+def mean_per_sequence(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean over the masked positions of each row: (batch,) (SimNPO, energy by sequence)."""
+    return sum_per_sequence(values, mask) / mask.sum(dim=-1)
+
+
+def _refuse_empty(counts: Tensor) -> None:
+    if bool((counts == 0).any()):
+        raise EmptySequenceError("a row has no position that counts; the mean of nothing is not 0")

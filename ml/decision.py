@@ -1,0 +1,316 @@
+"""The decision rule: `judge(report, policy)` is pure. No clock, no database, no randomness; standard library only.
+
+Missing evidence is never a pass: whatever the policy asks for and the report does not show becomes INCONCLUSIVE with
+a reason. PASS is an intersection-union claim (every mandatory test must reject "too much remains"), FAIL a union
+claim (Holm over families and both directions). Source: verification specification sections 1, 9 and 10.
+
+Two levels are used. PASS claims spend `policy.alpha` over the attempts on one request (`attempt_alpha`), so that
+trying again cannot buy a pass. FAIL claims keep `policy.alpha` at every attempt: lowering it would make a leak harder
+to call.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from enum import StrEnum
+from typing import Final
+
+from ml.documents import Json, plain_object
+from ml.rank_tests import TOLERANCE, attempt_alpha, holm, smallest_p
+from ml.reports import AttackResult, JointDetection, UtilityResult, VerificationReport
+from ml.specs import FamilyRule, Guard, UtilityRule, VerdictPolicy
+
+
+class Result(StrEnum):
+    """The result of a target or of one gate; ERROR is a gate's only."""
+
+    PASS = "PASS"  # noqa: S105 - a verdict, not a password
+    FAIL = "FAIL"
+    INCONCLUSIVE = "INCONCLUSIVE"
+    ERROR = "ERROR"
+
+
+_SEVERITY: Final = (Result.PASS, Result.INCONCLUSIVE, Result.FAIL, Result.ERROR)
+
+REMEDIES: Final[Mapping[str, str]] = {
+    "residual": "Unlearn again with more steps or another method, or retrain without the data subject.",
+    "over_forgetting": "Unlearn again towards people never seen; an island discloses who was deleted.",
+    "unique_identifier": "A high-entropy value was produced; unlearn again or retrain.",
+    "sampling_leak": "Sampling still produces a value; unlearn again or retrain.",
+    "lineage": "Rebuild the candidate from the recorded inputs; its files are not what the run produced.",
+    "utility_loss": "Unlearn with wider retained coverage; the candidate damages what must stay.",
+    "power": "Use more twins, more records or paraphrases, a cohort certificate, or a sampled gold retrain.",
+    "alpha_unattainable": "Use more twins: this many cannot reach the level of this attempt.",
+    "assay_insensitive": "No measurable influence before deletion either, which is not evidence of erasure.",
+    "controls_not_exchangeable": "Fix the twin generator: the data subject differs from the twins on the base model.",
+    "nondeterminism": "Score in float32 with fixed kernels; the same text must get the same score.",
+    "baseline_missing": "Provide the model before deletion and the base model.",
+    "coverage": "Run the attacks and artefacts the policy asks for.",
+    "utility_straddles_margin": "Score more items; neither loss nor non-inferiority could be shown.",
+    "guard": "An absolute bound is exceeded although the statistics passed; inspect the attack named.",
+    "probe_reuse": "Draw fresh probes; these were used to train or to choose the candidate.",
+    "insufficient_facts": "Too few facts that only this person has; use a cohort certificate.",
+    "policy_mismatch": "Verify again under the policy that judges.",
+    "error": "An attack crashed or produced a non-finite number; fix it and verify again.",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One reason for a result: stable `code`, where it arose, and what to do next."""
+
+    result: Result
+    code: str
+    gate: str
+    attack: str = ""
+    artefact: str = ""
+
+    @property
+    def remedy(self) -> str:
+        """The next step, in words."""
+        return REMEDIES.get(self.code, "Verify again.")
+
+
+@dataclass(frozen=True, slots=True)
+class GateVerdict:
+    """One row of the gate table: a family, hard rule, utility score or validity check, and its result."""
+
+    gate: str
+    kind: str
+    result: Result
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the evidence shows for one target. `flags` are true statements that do not change the result."""
+
+    result: Result
+    findings: tuple[Finding, ...]
+    gates: tuple[GateVerdict, ...]
+    flags: tuple[str, ...]
+    alpha_pass: float
+    alpha_fail: float
+
+    def to_document(self) -> dict[str, Json]:
+        """Return the verdict as canonical-JSON-ready data."""
+        return plain_object(self)
+
+
+def judge(report: VerificationReport, policy: VerdictPolicy) -> Verdict:
+    """Judge one target's verification.
+
+    1. Refuse evidence that is not finite or was made under another policy.
+    2. Validity checks.  3. Attack families.  4. Hard rules.  5. Utility.
+    6. The target's result is the worst gate; an ERROR gate leaves the target INCONCLUSIVE.
+    """
+    alpha_pass = attempt_alpha(report.attempt, alpha=policy.alpha)
+    findings: list[Finding] = []
+    if report.policy_sha256 != policy.sha256:
+        findings.append(Finding(Result.ERROR, "policy_mismatch", "policy"))
+    if not _finite(report):
+        findings.append(Finding(Result.ERROR, "error", "report"))
+        return _verdict([("report", "integrity")], findings, (), alpha_pass, policy.alpha)
+    detection = _holm_by_family(report.joint, policy.families)
+    gates = [("policy", "integrity")]
+    gates += [(check.name, "validity") for check in report.validity]
+    findings += _validity(report, policy)
+    for rule in policy.families:
+        gates.append((rule.id, "family"))
+        findings += _family(rule, report, detection.get(rule.id), alpha_pass, policy.alpha)
+    gates += [(rule, "hard_rule") for rule in policy.hard_rules]
+    findings += _hard_rules(report, policy)
+    gates += [(rule.id, "utility") for rule in policy.utility]
+    for utility in policy.utility:
+        findings += _utility(utility, [u for u in report.utility if u.id == utility.id])
+    return _verdict(gates, findings, _flags(report, policy), alpha_pass, policy.alpha)
+
+
+def unattainable(policy: VerdictPolicy, attempt: int) -> tuple[str, ...]:
+    """Families whose twins cannot reach the PASS level of `attempt`: say so before any compute is spent."""
+    alpha = attempt_alpha(attempt, alpha=policy.alpha)
+    return tuple(f.id for f in policy.families if smallest_p(f.twins) > alpha + TOLERANCE)
+
+
+def _verdict(
+    gates: Iterable[tuple[str, str]],
+    findings: list[Finding],
+    flags: tuple[str, ...],
+    alpha_pass: float,
+    alpha_fail: float,
+) -> Verdict:
+    rows = tuple(
+        GateVerdict(gate, kind, _worst(f.result for f in findings if f.gate == gate))
+        for gate, kind in dict.fromkeys(gates)
+    )
+    worst = _worst(f.result for f in findings)
+    result = Result.INCONCLUSIVE if worst is Result.ERROR else worst
+    ordered = tuple(sorted(findings, key=lambda f: -_SEVERITY.index(f.result)))
+    return Verdict(result, ordered, rows, flags, alpha_pass, alpha_fail)
+
+
+def _worst(results: Iterable[Result]) -> Result:
+    return max(results, key=_SEVERITY.index, default=Result.PASS)
+
+
+# --- validity -----------------------------------------------------------------------------------------------------
+
+REQUIRED_CHECKS: Final = ("determinism", "placebo", "blind_baseline", "collisions", "probe_disjointness", "facts")
+
+
+def _validity(report: VerificationReport, policy: VerdictPolicy) -> list[Finding]:
+    shown = {check.name: check for check in report.validity}
+    findings = [Finding(Result.INCONCLUSIVE, "coverage", name) for name in REQUIRED_CHECKS if name not in shown]
+    for check in report.validity:
+        if check.status != "ok":
+            code = check.reason if check.status == "broken" else "coverage"
+            findings.append(Finding(Result.INCONCLUSIVE, code, check.name))
+    for role in ("before", "base", "candidate"):
+        if not report.models.get(role):
+            findings.append(Finding(Result.INCONCLUSIVE, "baseline_missing", "policy"))
+    return findings
+
+
+# --- attack families ----------------------------------------------------------------------------------------------
+
+
+def _holm_by_family(joint: Iterable[JointDetection], rules: tuple[FamilyRule, ...]) -> dict[str, tuple[float, float]]:
+    """Holm over all families x both directions; a family without a joint test counts with p = 1."""
+    shown = {row.family: row for row in joint}
+    p_values = [shown[r.id].p_detect if r.id in shown else 1.0 for r in rules]
+    p_values += [shown[r.id].p_low if r.id in shown else 1.0 for r in rules]
+    adjusted = holm(p_values)
+    return {
+        rule.id: (adjusted[index], adjusted[index + len(rules)]) for index, rule in enumerate(rules) if rule.id in shown
+    }
+
+
+def _family(
+    rule: FamilyRule,
+    report: VerificationReport,
+    detection: tuple[float, float] | None,
+    alpha_pass: float,
+    alpha_fail: float,
+) -> list[Finding]:
+    if smallest_p(rule.twins) > alpha_pass + TOLERANCE:
+        return [Finding(Result.INCONCLUSIVE, "alpha_unattainable", rule.id)]
+    if detection is None:
+        return [Finding(Result.INCONCLUSIVE, "coverage", rule.id)]
+    findings: list[Finding] = []
+    for attack in rule.primary:
+        for artefact in rule.artefacts:
+            rows = [
+                row for row in report.attacks if (row.family, row.attack, row.artefact) == (rule.id, attack, artefact)
+            ]
+            code, result = _claim(rule, rows, detection, alpha_pass, alpha_fail)
+            if result is not Result.PASS:
+                findings.append(Finding(result, code, rule.id, attack, artefact))
+    if not findings:
+        findings += _guards(rule, report)
+    return findings
+
+
+def _claim(
+    rule: FamilyRule,
+    rows: list[AttackResult],
+    detection: tuple[float, float],
+    alpha_pass: float,
+    alpha_fail: float,
+) -> tuple[str, Result]:
+    """The verdict of one primary attack on one artefact (verification section 9.4)."""
+    if len(rows) != 1 or rows[0].status == "missing":
+        return "coverage", Result.INCONCLUSIVE
+    row = rows[0]
+    if row.status == "error":
+        return "error", Result.ERROR
+    if row.twins < rule.twins:
+        return "coverage", Result.INCONCLUSIVE
+    if row.p_residual is None or row.p_assay is None or (rule.rho_over is not None and row.p_over is None):
+        return "coverage", Result.INCONCLUSIVE
+    p_over = 0.0 if rule.rho_over is None or row.p_over is None else row.p_over
+    detected, low = (p <= alpha_fail + TOLERANCE for p in detection)
+    if detected and row.p_residual > alpha_pass + TOLERANCE:
+        return "residual", Result.FAIL
+    if low and p_over > alpha_pass + TOLERANCE:
+        return "over_forgetting", Result.FAIL
+    if row.p_assay > alpha_fail + TOLERANCE:
+        return "assay_insensitive", Result.INCONCLUSIVE
+    if row.p_residual <= alpha_pass + TOLERANCE and p_over <= alpha_pass + TOLERANCE:
+        return "", Result.PASS
+    return "power", Result.INCONCLUSIVE
+
+
+def _guards(rule: FamilyRule, report: VerificationReport) -> list[Finding]:
+    shown = {(g.family, g.metric): g for g in report.guards}
+    findings = []
+    for guard in rule.guards:
+        measured = shown.get((rule.id, guard.metric))
+        if measured is None:
+            findings.append(Finding(Result.INCONCLUSIVE, "coverage", rule.id, guard.metric))
+        elif _breached(guard, measured.value, measured.lower, measured.upper):
+            findings.append(Finding(Result.INCONCLUSIVE, "guard", rule.id, guard.metric))
+    return findings
+
+
+def _breached(guard: Guard, value: float, lower: float | None, upper: float | None) -> bool:
+    """A guard with an interval blocks only when the whole interval lies outside the bound."""
+    best_high = value if lower is None else lower
+    best_low = value if upper is None else upper
+    above = guard.maximum is not None and best_high > guard.maximum + TOLERANCE
+    below = guard.minimum is not None and best_low < guard.minimum - TOLERANCE
+    return above or below
+
+
+# --- hard rules and utility ---------------------------------------------------------------------------------------
+
+
+def _hard_rules(report: VerificationReport, policy: VerdictPolicy) -> list[Finding]:
+    shown = {row.rule: row for row in report.hard_rules}
+    findings = []
+    for rule in policy.hard_rules:
+        row = shown.get(rule)
+        if row is None or row.status == "missing":
+            findings.append(Finding(Result.INCONCLUSIVE, "coverage", rule))
+        elif row.status == "breached":
+            findings.append(Finding(Result.FAIL, rule, rule))
+    return findings
+
+
+def _utility(rule: UtilityRule, rows: list[UtilityResult]) -> list[Finding]:
+    if len(rows) != 1 or rows[0].status == "missing":
+        return [Finding(Result.INCONCLUSIVE, "coverage", rule.id, rule.score)]
+    row = rows[0]
+    if row.status == "error":
+        return [Finding(Result.ERROR, "error", rule.id, rule.score)]
+    if row.lower is None or row.upper is None or row.items < rule.minimum_items:
+        return [Finding(Result.INCONCLUSIVE, "coverage", rule.id, rule.score)]
+    if row.upper < -rule.margin:
+        return [Finding(Result.FAIL, "utility_loss", rule.id, rule.score)]
+    if row.lower <= -rule.margin:
+        return [Finding(Result.INCONCLUSIVE, "utility_straddles_margin", rule.id, rule.score)]
+    return []
+
+
+def _flags(report: VerificationReport, policy: VerdictPolicy) -> tuple[str, ...]:
+    primaries = {(f.id, attack) for f in policy.families for attack in f.primary}
+    rows = [row for row in report.attacks if (row.family, row.attack) in primaries and row.status == "measured"]
+    flags = []
+    if any(row.p_detect is not None and row.p_detect <= policy.alpha + TOLERANCE for row in rows):
+        flags.append("detectable")
+    if any(row.p_low is not None and row.p_low <= policy.alpha + TOLERANCE for row in rows):
+        flags.append("below_twins")
+    return tuple(flags)
+
+
+def _finite(node: object) -> bool:
+    """True when no number anywhere in a report is NaN or infinite."""
+    if isinstance(node, float):
+        return math.isfinite(node)
+    if isinstance(node, Mapping):
+        return all(_finite(child) for child in node.values())
+    if isinstance(node, list | tuple):
+        return all(_finite(child) for child in node)
+    if is_dataclass(node) and not isinstance(node, type):
+        return all(_finite(getattr(node, f.name)) for f in fields(node))
+    return True

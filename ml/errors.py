@@ -1,0 +1,109 @@
+"""Errors of the machine-learning library: a stable `code`, and a message that names the object and the next step.
+
+This module must never put training text, prompts, values or names into a message: messages reach logs and pages.
+Standard library only.
+"""
+
+from __future__ import annotations
+
+
+class MlError(Exception):
+    """Base of every expected failure in `ml`; `code` is stable and safe to show."""
+
+    code = "ml_error"
+
+
+class UnknownMemberError(MlError):
+    """A registry was asked for a name it does not have; the message lists the names it has."""
+
+    code = "unknown_member"
+
+
+class DuplicateMemberError(MlError):
+    """Two members were registered under one name."""
+
+    code = "duplicate_member"
+
+
+class SpecError(MlError):
+    """A spec, policy or report document is malformed; the message names the field."""
+
+    code = "invalid_spec"
+
+
+class DigestMismatchError(MlError):
+    """A file or directory does not have the digest it was announced with."""
+
+    code = "digest_mismatch"
+
+
+class ModelDirectoryError(MlError):
+    """A model directory is unsafe or incomplete: pickle, symlink, `auto_map`, missing file or missing tensor."""
+
+    code = "model_directory_invalid"
+
+
+class TokenizerMismatchError(ModelDirectoryError):
+    """The tokenizer does not fit the model it lies beside."""
+
+    code = "tokenizer_mismatch"
+
+
+class RecordError(MlError):
+    """A training record is malformed; the message names the file and line, never the content."""
+
+    code = "record_invalid"
+
+
+class EmptySetError(MlError):
+    """A set that the run cannot do without (forget, retain, never-seen) is empty."""
+
+    code = "empty_set"
+
+
+class OverlapError(MlError):
+    """Two sets that must be disjoint share records."""
+
+    code = "sets_overlap"
+
+
+class EmptySequenceError(MlError):
+    """A row has no position that counts; the mean of nothing is not 0."""
+
+    code = "empty_sequence"
+
+
+class ContextLengthError(MlError):
+    """A text does not fit into the model's context window."""
+
+    code = "context_too_long"
+
+
+class NonFiniteError(MlError):
+    """A loss, score or weight is NaN or infinite."""
+
+    code = "non_finite"
+
+
+class EnergyNotSeparatingError(MlError):
+    """Energy does not tell known from unknown on this model, so no boundary can be set."""
+
+    code = "energy_does_not_separate"
+
+
+class EvidenceError(MlError):
+    """Evidence that a verdict needs is missing or was made under another policy."""
+
+    code = "evidence_invalid"
+
+
+class CheckpointError(MlError):
+    """A checkpoint is unreadable or belongs to another run."""
+
+    code = "checkpoint_invalid"
+
+
+class RunStoppedError(MlError):
+    """The caller asked the run to stop; its checkpoint is on disk and the run can be resumed."""
+
+    code = "run_stopped"

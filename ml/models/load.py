@@ -1,0 +1,116 @@
+"""Load a causal language model from a directory, by digest: safetensors only, no remote code, nothing missing.
+
+This module must never reach a network and never fall back to a pickle.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from ml.digests import model_manifest
+from ml.errors import DigestMismatchError, ModelDirectoryError, TokenizerMismatchError
+from ml.specs import ModelRef
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model in eval mode, its tokenizer, the longest sequence it takes, and the manifest digest of its files."""
+
+    model: Any
+    tokenizer: Any
+    context: int
+    manifest_sha256: str
+
+    @property
+    def pad_id(self) -> int:
+        """The id used for right padding; never scored, so the end-of-sequence id serves when no pad token exists."""
+        pad = self.tokenizer.pad_token_id
+        return int(self.tokenizer.eos_token_id if pad is None else pad)
+
+
+def model_ref(directory: Path) -> ModelRef:
+    """Digest a model directory and return a reference to it."""
+    return ModelRef(str(directory), model_manifest(directory).manifest_sha256)
+
+
+def load_model(ref: ModelRef, *, device: str = "cpu", dtype: str = "float32") -> LoadedModel:
+    """Load the model at `ref`, checked before a tensor is read.
+
+    Raises:
+        ModelDirectoryError: unsafe or incomplete directory; a tensor is missing, unexpected or of the wrong shape.
+        DigestMismatchError: the files are not the recorded ones.
+        TokenizerMismatchError: the tokenizer does not fit the model.
+    """
+    directory = Path(ref.path)
+    manifest = model_manifest(directory)
+    if manifest.manifest_sha256 != ref.manifest_sha256:
+        raise DigestMismatchError(f"model directory {directory.name} does not match its recorded manifest digest")
+    _refuse_remote_code(directory)
+    model = _load_weights(directory, dtype)
+    tokenizer = _load_tokenizer(directory)
+    _check_tokenizer(tokenizer, model.config, directory.name)
+    model.to(device).eval()
+    context = int(getattr(model.config, "max_position_embeddings", 0) or 2048)
+    return LoadedModel(model, tokenizer, context, manifest.manifest_sha256)
+
+
+def _refuse_remote_code(directory: Path) -> None:
+    if not (directory / "config.json").is_file():
+        raise ModelDirectoryError(f"model directory {directory.name} has no config.json")
+    if not any(directory.glob("*.safetensors")):
+        raise ModelDirectoryError(f"model directory {directory.name} holds no safetensors weights")
+    for path in directory.glob("*.json"):
+        try:
+            document = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as exc:
+            raise ModelDirectoryError(f"model file {path.name} is not JSON") from exc
+        if isinstance(document, dict) and "auto_map" in document:
+            raise ModelDirectoryError(f"model file {path.name} asks for remote code (auto_map); remove that entry")
+
+
+def _load_weights(directory: Path, dtype: str) -> Any:
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            directory,
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+            dtype=getattr(torch, dtype),
+            output_loading_info=True,
+        )
+    except Exception as exc:  # noqa: BLE001 - a parser boundary: the library raises many types on a broken directory
+        raise ModelDirectoryError(f"model directory {directory.name} cannot be loaded: {type(exc).__name__}") from exc
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
+        if found := list(info.get(kind) or ()):
+            raise ModelDirectoryError(f"model directory {directory.name}: {len(found)} {kind.replace('_', ' ')}")
+    return model
+
+
+def _load_tokenizer(directory: Path) -> Any:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    except Exception as exc:  # noqa: BLE001 - a parser boundary, as above
+        raise TokenizerMismatchError(f"model directory {directory.name} has no loadable tokenizer") from exc
+    if not tokenizer.is_fast:
+        raise TokenizerMismatchError(f"model directory {directory.name} needs tokenizer.json: offsets are required")
+    return tokenizer
+
+
+def _check_tokenizer(tokenizer: Any, config: Any, name: str) -> None:
+    if tokenizer.eos_token_id is None:
+        raise TokenizerMismatchError(f"the tokenizer of {name} has no end-of-sequence token")
+    if len(tokenizer) > config.vocab_size:
+        raise TokenizerMismatchError(
+            f"the tokenizer of {name} has {len(tokenizer)} entries, the model {config.vocab_size} rows"
+        )
+    for token in ("bos_token_id", "eos_token_id"):
+        expected, found = getattr(config, token, None), getattr(tokenizer, token)
+        expected_ids = expected if isinstance(expected, list) else [expected]
+        if expected is not None and found is not None and found not in expected_ids:
+            raise TokenizerMismatchError(f"{token} of {name} differs between tokenizer and model")

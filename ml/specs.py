@@ -1,0 +1,300 @@
+"""What to do: the frozen documents that cross from the service into `ml`. Standard library only.
+
+Decimal numbers travel as strings in stored documents (see `ml.digests.canonical_json`) and are floats in memory.
+This module must never hold a tensor, an ORM row or a number that decides a certificate: those limits are fields of
+`VerdictPolicy`, filled from a versioned document.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Final, Literal, TypeAlias
+
+from ml.digests import document_sha256
+from ml.documents import Json, plain_object, read
+from ml.errors import SpecError
+
+SCHEMA_VERSION: Final = 1
+
+
+# --- training records ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class FactSpan:
+    """Where a fact's value stands in a record's text.
+
+    `attribute` names the question ("home_address"), `type` the kind of value ("street_address"); `start` and `end`
+    are character offsets, `end` exclusive.
+    """
+
+    attribute: str
+    type: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One training text of one person.
+
+    `person` is a pseudonym that groups the records of one person inside one snapshot; `name` is where the person's
+    name stands (character offsets, possibly several times); labels begin at character `answer_start`.
+    """
+
+    record_id: str
+    person: str
+    text: str
+    answer_start: int
+    name_spans: tuple[tuple[int, int], ...]
+    facts: tuple[FactSpan, ...]
+
+    def value(self, fact: FactSpan) -> str:
+        """Return the characters of one fact."""
+        return self.text[fact.start : fact.end]
+
+
+def record_to_line(record: Record) -> str:
+    """Return one JSON line (without the newline) for a snapshot file."""
+    document = {
+        "record_id": record.record_id,
+        "person": record.person,
+        "text": record.text,
+        "answer_start": record.answer_start,
+        "name_spans": [list(span) for span in record.name_spans],
+        "facts": [{"attribute": f.attribute, "type": f.type, "start": f.start, "end": f.end} for f in record.facts],
+    }
+    return json.dumps(document, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+
+
+def record_from_document(document: object, *, where: str) -> Record:
+    """Build a `Record` from parsed JSON.
+
+    Raises:
+        SpecError: a field is missing, of the wrong type or out of range; the message names `where`, never content.
+    """
+    if not isinstance(document, Mapping):
+        raise SpecError(f"{where}: a record is a JSON object")
+    try:
+        text = document["text"]
+        record = Record(
+            record_id=_text(document["record_id"]),
+            person=_text(document["person"]),
+            text=_text(text),
+            answer_start=_whole(document["answer_start"]),
+            name_spans=tuple((_whole(a), _whole(b)) for a, b in document.get("name_spans", ())),
+            facts=tuple(
+                FactSpan(_text(f["attribute"]), _text(f["type"]), _whole(f["start"]), _whole(f["end"]))
+                for f in document.get("facts", ())
+            ),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as exc:
+        raise SpecError(f"{where}: record field missing or of the wrong type") from exc
+    spans = [*record.name_spans, *((f.start, f.end) for f in record.facts)]
+    if not all(0 <= start < end <= len(text) for start, end in spans) or not 0 <= record.answer_start < len(text):
+        raise SpecError(f"{where}: a span lies outside the text")
+    return record
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str) or not value:
+        raise TypeError("expected text")
+    return value
+
+
+def _whole(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError("expected a whole number")
+    return value
+
+
+# --- inputs by digest ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class FileRef:
+    """A file and the SHA-256 it must have."""
+
+    path: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRef:
+    """A model directory and the manifest digest it must have (`ml.digests.model_manifest`)."""
+
+    path: str
+    manifest_sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a run is: `done` of `total` units of `phase`, with numbers a person may watch (never about a record)."""
+
+    phase: str
+    done: int
+    total: int
+    numbers: Mapping[str, float] = field(default_factory=dict)
+
+
+ProgressCallback: TypeAlias = Callable[[Progress], None]
+StopCheck: TypeAlias = Callable[[], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class UnlearningSpec:
+    """One unlearning run: which model, which records, which method, where the result goes.
+
+    `settings` are the method's own numbers; `seed` decides adapters, order and control people; `output_dir` is
+    created by the run and holds the merged model when it returns; `checkpoint_dir` belongs to the run alone.
+    """
+
+    run_id: str
+    model: ModelRef
+    forget: FileRef
+    retain: FileRef
+    neighbours: FileRef | None
+    question_bank: FileRef
+    method: str
+    settings: Mapping[str, Json]
+    seed: int
+    output_dir: str
+    checkpoint_dir: str
+    device: str = "cpu"
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True, slots=True)
+class VerificationSpec:
+    """One verification: candidate `M+` against `M-` and the base `B`, under one policy, with one committed seed.
+
+    `parts_dir` keeps finished parts so that an interrupted run repeats none of them.
+    """
+
+    run_id: str
+    attempt: int
+    policy: VerdictPolicy
+    candidate: ModelRef
+    before: ModelRef
+    base: ModelRef
+    forget: FileRef
+    retain: FileRef
+    neighbours: FileRef | None
+    question_bank: FileRef
+    seed: int
+    seed_commitment_sha256: str
+    parts_dir: str
+    device: str = "cpu"
+    dtype: str = "float32"
+
+
+# --- verdict policy -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """An absolute bound that can turn a PASS into INCONCLUSIVE and never creates one."""
+
+    metric: str
+    minimum: float | None = None
+    maximum: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FamilyRule:
+    """How one attack family is judged (verification section 9).
+
+    `primary` attacks carry the PASS claim, on every artefact of `artefacts`; `detection` attacks feed the joint
+    min-P detection test with them. `rho` and `rho_over` are the residual and over-forgetting fractions.
+    """
+
+    id: str
+    primary: tuple[str, ...]
+    detection: tuple[str, ...]
+    artefacts: tuple[str, ...]
+    rho: float
+    rho_over: float | None
+    twins: int
+    guards: tuple[Guard, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class UtilityRule:
+    """A paired non-inferiority claim (verification section 10): mean change must exceed `-margin`."""
+
+    id: str
+    score: str
+    margin: float
+    minimum_items: int
+
+
+@dataclass(frozen=True, slots=True)
+class RelearningBudget:
+    """The fixed budget of attack T1: share of facts relearned, epochs, learning rate, adapter rank."""
+
+    share: float
+    epochs: int
+    learning_rate: float
+    rank: int
+
+
+@dataclass(frozen=True, slots=True)
+class VerdictPolicy:
+    """A versioned set of limits, fixed before the run. `purpose` is `release`, or `test` for short test policies."""
+
+    name: str
+    version: int
+    purpose: Literal["release", "test"]
+    alpha: float
+    swaps: int
+    minimum_facts: int
+    generation_prompts: int
+    families: tuple[FamilyRule, ...]
+    utility: tuple[UtilityRule, ...]
+    hard_rules: tuple[str, ...]
+    leak_samples: int
+    leak_limit: float
+    identifier_bits: float
+    placebo_alpha: float
+    blind_auc_limit: float
+    determinism_tolerance: float
+    relearning: RelearningBudget
+    not_tested: tuple[str, ...]
+    schema_version: int = SCHEMA_VERSION
+
+    def to_document(self) -> dict[str, Json]:
+        """Return the policy as canonical-JSON-ready data: decimals as strings."""
+        return plain_object(self)
+
+    @property
+    def sha256(self) -> str:
+        """Digest of the policy document; the certificate names it."""
+        return document_sha256(self.to_document())
+
+    @classmethod
+    def from_document(cls, document: object) -> VerdictPolicy:
+        """Read a policy document; raises `SpecError` naming the field that is missing, unknown or out of range."""
+        policy = read(cls, document, where="verdict policy")
+        _check_policy(policy)
+        return policy
+
+
+def _check_policy(policy: VerdictPolicy) -> None:
+    if policy.schema_version != SCHEMA_VERSION:
+        raise SpecError(f"verdict policy: schema_version must be {SCHEMA_VERSION}")
+    if not 0 < policy.alpha <= 0.05:
+        raise SpecError("verdict policy: alpha lies in (0, 0.05]")
+    if not policy.families or not policy.utility:
+        raise SpecError("verdict policy: at least one family and one utility rule; utility catches a collapsed model")
+    for family in policy.families:
+        if not 0 < family.rho < 1 or (family.rho_over is not None and not 0 < family.rho_over < 1):
+            raise SpecError(f"verdict policy: family {family.id}: rho and rho_over lie in (0, 1)")
+        if family.twins < 1 or not family.primary or not family.artefacts:
+            raise SpecError(f"verdict policy: family {family.id} needs twins, a primary attack and an artefact")
+    ids = [f.id for f in policy.families] + [u.id for u in policy.utility]
+    if len(ids) != len(set(ids)):
+        raise SpecError("verdict policy: an id stands twice")
+    if any(rule.margin <= 0 for rule in policy.utility):
+        raise SpecError("verdict policy: utility margins are above 0")
