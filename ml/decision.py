@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from enum import StrEnum
+from itertools import pairwise, product
 from typing import Final
 
 from ml.documents import Json, plain_object
@@ -26,7 +27,7 @@ from ml.specs import FamilyRule, Guard, UtilityRule, VerdictPolicy
 class Result(StrEnum):
     """The result of a target or of one gate; ERROR is a gate's only."""
 
-    PASS = "PASS"  # noqa: S105 - a verdict, not a password
+    PASS = "PASS"  # noqa: S105 - a verdict, not a password # nosec B105
     FAIL = "FAIL"
     INCONCLUSIVE = "INCONCLUSIVE"
     ERROR = "ERROR"
@@ -101,24 +102,29 @@ class Verdict:
 def judge(report: VerificationReport, policy: VerdictPolicy) -> Verdict:
     """Judge one target's verification.
 
-    1. Refuse evidence that is not finite or was made under another policy.
+    1. Refuse evidence that is not finite, that no measurement could have given, or that another policy asked for.
     2. Validity checks.  3. Attack families.  4. Hard rules.  5. Utility.
     6. The target's result is the worst gate; an ERROR gate leaves the target INCONCLUSIVE.
+
+    While a validity check is broken the controls prove nothing in either direction: what would be a statistical FAIL
+    becomes INCONCLUSIVE with the check's reason. Hard rules and utility do not rest on controls and still fail.
     """
     alpha_pass = attempt_alpha(report.attempt, alpha=policy.alpha)
     findings: list[Finding] = []
     if report.policy_sha256 != policy.sha256:
         findings.append(Finding(Result.ERROR, "policy_mismatch", "policy"))
-    if not _finite(report):
+    if not _finite(report) or not _possible(report):
         findings.append(Finding(Result.ERROR, "error", "report"))
         return _verdict([("report", "integrity")], findings, (), alpha_pass, policy.alpha)
     detection = _holm_by_family(report.joint, policy.families)
     gates = [("policy", "integrity")]
     gates += [(check.name, "validity") for check in report.validity]
     findings += _validity(report, policy)
+    broken = next((check.reason for check in report.validity if check.status == "broken"), None)
     for rule in policy.families:
         gates.append((rule.id, "family"))
-        findings += _family(rule, report, detection.get(rule.id), alpha_pass, policy.alpha)
+        found = _family(rule, report, detection.get(rule.id), alpha_pass, policy.alpha)
+        findings += [_without_controls(finding, broken) for finding in found]
     gates += [(rule, "hard_rule") for rule in policy.hard_rules]
     findings += _hard_rules(report, policy)
     gates += [(rule.id, "utility") for rule in policy.utility]
@@ -175,9 +181,26 @@ def _validity(report: VerificationReport, policy: VerdictPolicy) -> list[Finding
 # --- attack families ----------------------------------------------------------------------------------------------
 
 
+def _without_controls(finding: Finding, broken: str | None) -> Finding:
+    """A leak shown against controls is not shown while the controls are in doubt (verification section 9.4)."""
+    if broken is None or finding.result is not Result.FAIL:
+        return finding
+    return replace(finding, result=Result.INCONCLUSIVE, code=broken)
+
+
 def _holm_by_family(joint: Iterable[JointDetection], rules: tuple[FamilyRule, ...]) -> dict[str, tuple[float, float]]:
-    """Holm over all families x both directions; a family without a joint test counts with p = 1."""
-    shown = {row.family: row for row in joint}
+    """Holm over all families x both directions; a family without a valid joint test counts with p = 1.
+
+    A joint test is valid when it stands once, covers every attack the rule names and has the rule's twins: a test
+    over fewer attacks could leave out the one that leaks.
+    """
+    rows = list(joint)
+    shown = {}
+    for rule in rules:
+        own = [row for row in rows if row.family == rule.id]
+        needed = {*rule.primary, *rule.detection}
+        if len(own) == 1 and needed <= set(own[0].attacks) and own[0].twins >= rule.twins:
+            shown[rule.id] = own[0]
     p_values = [shown[r.id].p_detect if r.id in shown else 1.0 for r in rules]
     p_values += [shown[r.id].p_low if r.id in shown else 1.0 for r in rules]
     adjusted = holm(p_values)
@@ -198,34 +221,37 @@ def _family(
     if detection is None:
         return [Finding(Result.INCONCLUSIVE, "coverage", rule.id)]
     findings: list[Finding] = []
-    for attack in rule.primary:
-        for artefact in rule.artefacts:
-            rows = [
-                row for row in report.attacks if (row.family, row.attack, row.artefact) == (rule.id, attack, artefact)
-            ]
-            code, result = _claim(rule, rows, detection, alpha_pass, alpha_fail)
-            if result is not Result.PASS:
-                findings.append(Finding(result, code, rule.id, attack, artefact))
+    for attack, artefact in product((*rule.primary, *rule.detection), rule.artefacts):
+        rows = [row for row in report.attacks if (row.family, row.attack, row.artefact) == (rule.id, attack, artefact)]
+        code, result = _shown(rule, rows)
+        if result is Result.PASS and attack in rule.primary:
+            code, result = _claim(rule, rows[0], detection, alpha_pass, alpha_fail)
+        if result is not Result.PASS:
+            findings.append(Finding(result, code, rule.id, attack, artefact))
     if not findings:
         findings += _guards(rule, report)
     return findings
 
 
+def _shown(rule: FamilyRule, rows: list[AttackResult]) -> tuple[str, Result]:
+    """Whether one attack on one artefact was measured, once, with the twins the rule asks for."""
+    if len(rows) != 1 or rows[0].status == "missing":
+        return "coverage", Result.INCONCLUSIVE
+    if rows[0].status == "error":
+        return "error", Result.ERROR
+    if rows[0].twins < rule.twins:
+        return "coverage", Result.INCONCLUSIVE
+    return "", Result.PASS
+
+
 def _claim(
     rule: FamilyRule,
-    rows: list[AttackResult],
+    row: AttackResult,
     detection: tuple[float, float],
     alpha_pass: float,
     alpha_fail: float,
 ) -> tuple[str, Result]:
     """The verdict of one primary attack on one artefact (verification section 9.4)."""
-    if len(rows) != 1 or rows[0].status == "missing":
-        return "coverage", Result.INCONCLUSIVE
-    row = rows[0]
-    if row.status == "error":
-        return "error", Result.ERROR
-    if row.twins < rule.twins:
-        return "coverage", Result.INCONCLUSIVE
     if row.p_residual is None or row.p_assay is None or (rule.rho_over is not None and row.p_over is None):
         return "coverage", Result.INCONCLUSIVE
     p_over = 0.0 if rule.rho_over is None or row.p_over is None else row.p_over
@@ -242,13 +268,12 @@ def _claim(
 
 
 def _guards(rule: FamilyRule, report: VerificationReport) -> list[Finding]:
-    shown = {(g.family, g.metric): g for g in report.guards}
     findings = []
     for guard in rule.guards:
-        measured = shown.get((rule.id, guard.metric))
-        if measured is None:
+        measured = [g for g in report.guards if (g.family, g.metric) == (rule.id, guard.metric)]
+        if not measured:
             findings.append(Finding(Result.INCONCLUSIVE, "coverage", rule.id, guard.metric))
-        elif _breached(guard, measured.value, measured.lower, measured.upper):
+        elif any(_breached(guard, g.value, g.lower, g.upper) for g in measured):
             findings.append(Finding(Result.INCONCLUSIVE, "guard", rule.id, guard.metric))
     return findings
 
@@ -266,14 +291,13 @@ def _breached(guard: Guard, value: float, lower: float | None, upper: float | No
 
 
 def _hard_rules(report: VerificationReport, policy: VerdictPolicy) -> list[Finding]:
-    shown = {row.rule: row for row in report.hard_rules}
     findings = []
     for rule in policy.hard_rules:
-        row = shown.get(rule)
-        if row is None or row.status == "missing":
-            findings.append(Finding(Result.INCONCLUSIVE, "coverage", rule))
-        elif row.status == "breached":
+        statuses = {row.status for row in report.hard_rules if row.rule == rule}
+        if "breached" in statuses:
             findings.append(Finding(Result.FAIL, rule, rule))
+        elif statuses != {"held"}:
+            findings.append(Finding(Result.INCONCLUSIVE, "coverage", rule))
     return findings
 
 
@@ -301,6 +325,29 @@ def _flags(report: VerificationReport, policy: VerdictPolicy) -> tuple[str, ...]
     if any(row.p_low is not None and row.p_low <= policy.alpha + TOLERANCE for row in rows):
         flags.append("below_twins")
     return tuple(flags)
+
+
+def _possible(report: VerificationReport) -> bool:
+    """True when every number could have been measured: no p-value below 1 / (K + 1), no interval upside down."""
+    return (
+        all(_attainable(row.twins, (getattr(row, name) for name in _TAILS)) for row in report.attacks)
+        and all(_attainable(row.twins, (row.p_detect, row.p_low)) for row in report.joint)
+        and all(_ascending((g.lower, g.value, g.upper)) for g in report.guards)
+        and all(_ascending((u.lower, u.upper)) for u in report.utility)
+    )
+
+
+_TAILS: Final = ("p_placebo", "p_assay", "p_detect", "p_low", "p_residual", "p_over")
+
+
+def _attainable(twins: int, p_values: Iterable[float | None]) -> bool:
+    shown = [p for p in p_values if p is not None]
+    return not shown or (twins > 0 and all(smallest_p(twins) - TOLERANCE <= p <= 1 for p in shown))
+
+
+def _ascending(interval: Iterable[float | None]) -> bool:
+    shown = [bound for bound in interval if bound is not None]
+    return all(low <= high + TOLERANCE for low, high in pairwise(shown))
 
 
 def _finite(node: object) -> bool:

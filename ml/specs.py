@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal, TypeAlias
 
-from ml.digests import document_sha256
+from ml.digests import document_sha256, sha256_hex
 from ml.documents import Json, plain_object, read
 from ml.errors import SpecError
 
@@ -166,11 +166,17 @@ class UnlearningSpec:
     dtype: str = "float32"
 
 
+def seed_commitment(run_id: str, seed: int) -> str:
+    """Return the digest that fixes a verification seed before training ends, without telling it."""
+    return sha256_hex(f"{run_id}:{seed}".encode())
+
+
 @dataclass(frozen=True, slots=True)
 class VerificationSpec:
     """One verification: candidate `M+` against `M-` and the base `B`, under one policy, with one committed seed.
 
-    `parts_dir` keeps finished parts so that an interrupted run repeats none of them.
+    `parts_dir` keeps finished parts so that an interrupted run repeats none of them. `training_probes` lists the
+    digests of every text the deletion drew (`ml.data.probes`); without it nobody can show that the probes are fresh.
     """
 
     run_id: str
@@ -186,6 +192,7 @@ class VerificationSpec:
     seed: int
     seed_commitment_sha256: str
     parts_dir: str
+    training_probes: FileRef | None = None
     device: str = "cpu"
     dtype: str = "float32"
 

@@ -43,8 +43,21 @@ class Batch:
 
 def encode_record(tokenizer: Any, record: Record, *, context: int) -> EncodedText:
     """Tokenise one record, with the end-of-sequence token appended."""
-    spans = [(fact.start, fact.end) for fact in record.facts]
-    return encode_text(tokenizer, record.text, record.answer_start, spans, context=context)
+    return encode_records(tokenizer, [record], context=context)[0]
+
+
+def encode_records(tokenizer: Any, records: Sequence[Record], *, context: int) -> list[EncodedText]:
+    """Tokenise many records in one call, as `encode_record` does each; `values[i]` belongs to `record.facts[i]`."""
+    encoding = tokenizer([record.text for record in records], return_offsets_mapping=True, add_special_tokens=True)
+    rows = zip(records, encoding["input_ids"], encoding["offset_mapping"], strict=True)
+    return [
+        _located(tokenizer, ids, offsets, record.answer_start, _spans(record), context=context, end=True)
+        for record, ids, offsets in rows
+    ]
+
+
+def _spans(record: Record) -> list[tuple[int, int]]:
+    return [(fact.start, fact.end) for fact in record.facts]
 
 
 def encode_text(
@@ -66,7 +79,21 @@ def encode_text(
         RecordError: a value has no token of its own.
     """
     encoding = tokenizer(text, return_offsets_mapping=True, add_special_tokens=True)
-    ids, offsets = list(encoding["input_ids"]), encoding["offset_mapping"]
+    ids, offsets = encoding["input_ids"], encoding["offset_mapping"]
+    return _located(tokenizer, ids, offsets, answer_start, value_spans, context=context, end=end)
+
+
+def _located(
+    tokenizer: Any,
+    tokens: Sequence[int],
+    offsets: Sequence[tuple[int, int]],
+    answer_start: int,
+    value_spans: Sequence[tuple[int, int]],
+    *,
+    context: int,
+    end: bool,
+) -> EncodedText:
+    ids = list(tokens)
     while ids and ids[-1] == tokenizer.eos_token_id:
         ids.pop()
     offsets = offsets[: len(ids)]

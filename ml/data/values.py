@@ -233,17 +233,17 @@ class IsoDate:
 
 for _name, _kind in {
     "person_name": Invented((2,), first_names=True),
-    "street_address": Invented((2,), ("Lane", "Road", "Street", "Court", "Row", "Hill"), number_below=1000),
-    "place_name": Invented((3,)),
-    "invented_name": Invented((2, 2)),
-    "organisation": Invented((2, 2), ("Trust", "Works", "House", "Group", "Club")),
+    "street_address": Invented((2,), ("Lane", "Road", "Street", "Court", "Row", "Hill"), number_below=100),
+    "place_name": Invented((2,)),
+    "invented_name": Invented((2,)),
+    "organisation": Invented((2,), ("Trust", "Works", "House", "Group", "Club")),
     "iso_date": IsoDate(),
-    "phone": Pattern("0## #### ####"),
-    "account_number": Pattern("#### #### ##"),
+    "phone": Pattern("0### ####"),
+    "account_number": Pattern("#### ####"),
+    "card_number": Pattern("#### ## ##"),
     "document_number": Pattern("@@######"),
-    "plate": Pattern("@@## @@@"),
-    "policy_number": Pattern("P@-#######"),
-    "card_number": Pattern("#### #### ####"),
-    "access_code": Pattern("@#@#@#@"),
+    "plate": Pattern("@@-####"),
+    "policy_number": Pattern("P@-######"),
+    "access_code": Pattern("##@@##"),
 }.items():
     VALUE_TYPES.register(_name)(_kind)
