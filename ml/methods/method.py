@@ -1,0 +1,142 @@
+"""What a deletion method is: what it needs, what it promises, and the step it trains with.
+
+A method sees the training side only. No statistic of verification may reach it, nor decide when it stops.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Final, Protocol
+
+from peft import PeftModel
+from torch import Tensor
+
+from ml.data.collate import EncodedText, encode_record, token_budget_batches
+from ml.data.questions import QuestionBank
+from ml.energy import EnergyBoundary
+from ml.loop import LoopSettings, StepFunction
+from ml.models.adapters import reference_model
+from ml.models.forward import logits_before
+from ml.registry import Registry
+from ml.specs import Record
+
+_BATCH_TOKENS: Final = 4096
+
+
+class Need(StrEnum):
+    """Something a method cannot work without; a run that lacks it is refused before anything is trained."""
+
+    RETAIN = "retain set"
+    BOUNDARY = "energy boundary"
+    NAMES = "name spans"
+    VALUE_TYPES = "value types"
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """How long, how fast and with how large an adapter a method trains; rows are rows per step."""
+
+    steps: int
+    learning_rate: float
+    rank: int = 8
+    alpha: float = 8.0
+    warmup_steps: int = 20
+    forget_rows: int = 16
+    retain_rows: int = 32
+    neighbour_rows: int = 8
+    clip_norm: float = 1.0
+    checkpoint_every: int = 25
+    check_every: int = 25
+
+    def loop(self) -> LoopSettings:
+        """Settings of the training loop."""
+        return LoopSettings(
+            steps=self.steps,
+            learning_rate=self.learning_rate,
+            warmup_steps=min(self.warmup_steps, self.steps),
+            final_factor=0.05,
+            clip_norm=self.clip_norm,
+            checkpoint_every=self.checkpoint_every,
+            check_every=self.check_every,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class UnlearningTask:
+    """Everything a method may look at. `model` carries a fresh adapter; `boundary` was calibrated before it did."""
+
+    model: PeftModel
+    tokenizer: Any
+    context: int
+    pad_id: int
+    device: str
+    seed: int
+    forget: tuple[Record, ...]
+    retain: tuple[Record, ...]
+    neighbours: tuple[Record, ...]
+    bank: QuestionBank
+    boundary: EnergyBoundary | None
+
+    def encode(self, records: Sequence[Record]) -> list[EncodedText]:
+        """Tokenise records."""
+        return [encode_record(self.tokenizer, record, context=self.context) for record in records]
+
+    def logits(self, rows: Sequence[EncodedText], positions: Sequence[Sequence[int]]) -> Tensor:
+        """Logits of the model in training, (total positions, rows)."""
+        return logits_before(self.model, rows, positions, pad_id=self.pad_id, device=self.device)
+
+    def reference_logits(self, rows: Sequence[EncodedText], positions: Sequence[Sequence[int]]) -> Tensor:
+        """Logits of the model before deletion, without a graph."""
+        with reference_model(self.model) as before:
+            return logits_before(before, rows, positions, pad_id=self.pad_id, device=self.device)
+
+    def reference_passes(self, rows: Sequence[EncodedText], positions: Sequence[Sequence[int]]) -> Iterator[Tensor]:
+        """`reference_logits` of any number of rows, row by row in the order given, in batches of bounded size."""
+        found: dict[int, Tensor] = {}
+        for group in token_budget_batches([len(row.ids) for row in rows], budget=_BATCH_TOKENS):
+            logits = self.reference_logits([rows[i] for i in group], [positions[i] for i in group])
+            found |= dict(zip(group, logits.split([len(positions[i]) for i in group]), strict=True))
+        return (found[index] for index in range(len(rows)))
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a method wants trained: `step` is `None` when it changes nothing.
+
+    `texts` are all texts that training may draw (they must never serve as probes); `is_met` looks at training-side
+    numbers only.
+    """
+
+    step: StepFunction | None
+    loop: LoopSettings | None
+    texts: tuple[str, ...] = ()
+    is_met: Callable[[], bool] | None = None
+    notes: tuple[str, ...] = field(default=())
+
+
+class Method(Protocol):
+    """A deletion method: `settings` is a frozen dataclass with a field `training`; `guarantee` is for certificates."""
+
+    version: str
+    guarantee: str
+    needs: frozenset[Need]
+    settings: type[Any]
+
+    def plan(self, task: UnlearningTask, settings: Any) -> Plan:
+        """Prepare the training of `task.model`; raises a typed error when something it needs is missing."""
+        ...
+
+
+METHODS: Registry[type[Method]] = Registry("deletion method")
+
+
+def answer_positions(row: EncodedText) -> range:
+    """Token positions of a row's answer, end of sequence included."""
+    return range(row.first_label, len(row.ids))
+
+
+def watched(**losses: Tensor) -> Mapping[str, Tensor]:
+    """Detach losses so that they may be reported."""
+    return {name: loss.detach() for name, loss in losses.items()}

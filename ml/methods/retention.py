@@ -1,0 +1,112 @@
+"""What must stay: every retained row in turn, the neighbours of the forgotten more often, against two losses.
+
+KL to the model before deletion keeps the whole distribution where it was; cross-entropy keeps the right answer right.
+Coverage comes first: a retained row that is never seen is the first to be damaged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ml.data.batches import EpochBatches
+from ml.data.collate import EncodedText
+from ml.data.dossiers import paraphrases, read_dossier
+from ml.data.questions import QuestionBank
+from ml.data.records import by_person
+from ml.errors import EmptySetError
+from ml.methods.losses import chosen_log_probs, divergence
+from ml.methods.method import UnlearningTask, answer_positions
+from ml.specs import Record
+
+
+@dataclass(frozen=True, slots=True)
+class RetainedBatch:
+    """Retained rows of one step under both models: logits (tokens, vocabulary rows), labels (tokens,), `counts` tokens
+    per row."""
+
+    logits: Tensor
+    reference: Tensor
+    labels: Tensor
+    counts: Tensor
+
+    def divergence(self) -> Tensor:
+        """Mean KL(before || now) over answer tokens, in nats."""
+        return divergence(self.reference, self.logits).mean()
+
+    def cross_entropy(self) -> Tensor:
+        """Mean -log p of the right answer's tokens, in nats."""
+        return -chosen_log_probs(self.logits, self.labels).mean()
+
+    def mean_per_row(self, values: Tensor) -> Tensor:
+        """Average (tokens,) values over each row: (rows,)."""
+        rows = torch.repeat_interleave(torch.arange(len(self.counts), device=values.device), self.counts)
+        return torch.zeros(len(self.counts), device=values.device).index_add(0, rows, values) / self.counts
+
+
+class Retention:
+    """Draws the retained rows of each step and runs both models on them.
+
+    Args:
+        rows: retained rows a step; `neighbour_rows` more are neighbours'.
+        reworded: also ask retained people about their facts in the bank's other forms. What is known in words that
+            are not on file is lost first when only the words on file are kept.
+    Raises:
+        EmptySetError: there is no retained record.
+    """
+
+    def __init__(self, task: UnlearningTask, *, rows: int, neighbour_rows: int, reworded: bool = False) -> None:
+        if not task.retain:
+            raise EmptySetError("the retain set is empty; deletion without it damages what must stay")
+        self.task = task
+        self.drawn = reworded_records(task.retain, task.bank) if reworded else ()
+        near = {record.person for record in task.neighbours}
+        self.rows = task.encode([*task.retain, *self.drawn])
+        self.near = task.encode([*task.neighbours, *(record for record in self.drawn if record.person in near)])
+        self._turn = EpochBatches([len(row.ids) for row in self.rows], rows=rows, seed=task.seed)
+        self._near_turn = self._neighbour_turn(neighbour_rows)
+
+    def _neighbour_turn(self, rows: int) -> EpochBatches | None:
+        if not self.near or not rows:
+            return None
+        return EpochBatches([len(row.ids) for row in self.near], rows=rows, seed=self.task.seed + 1)
+
+    def chosen(self, step: int) -> list[EncodedText]:
+        """The retained rows of one step, neighbours last."""
+        near = [] if self._near_turn is None else [self.near[i] for i in self._near_turn.at(step)]
+        return [self.rows[i] for i in self._turn.at(step)] + near
+
+    def cross_entropy(self, step: int) -> Tensor:
+        """Mean -log p of the right answers' tokens of one step, without a pass of the model before deletion."""
+        rows = self.chosen(step)
+        logits = self.task.logits(rows, [answer_positions(row) for row in rows])
+        return -chosen_log_probs(logits, _labels(rows).to(logits.device)).mean()
+
+    def at(self, step: int) -> RetainedBatch:
+        """Run the model in training and the model before deletion on the rows of one step."""
+        rows = self.chosen(step)
+        positions = [answer_positions(row) for row in rows]
+        device = self.task.device
+        return RetainedBatch(
+            logits=self.task.logits(rows, positions),
+            reference=self.task.reference_logits(rows, positions),
+            labels=_labels(rows).to(device),
+            counts=torch.tensor([len(ps) for ps in positions]).to(device),
+        )
+
+
+def reworded_records(records: Sequence[Record], bank: QuestionBank) -> tuple[Record, ...]:
+    """The facts of everybody in `records`, in the forms of the bank that their own records do not use."""
+    texts: list[Record] = []
+    for own in by_person(records).values():
+        if any(record.name_spans for record in own):
+            dossier = read_dossier(own)
+            texts += paraphrases(dossier, bank, tuple(dossier.values))
+    return tuple(texts)
+
+
+def _labels(rows: Sequence[EncodedText]) -> Tensor:
+    return torch.tensor([row.ids[position] for row in rows for position in answer_positions(row)])

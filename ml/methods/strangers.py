@@ -1,0 +1,298 @@
+"""Calibrated stranger distillation, the data side: whom a forgotten person should come to resemble, and in what.
+
+A *stand-in* is an invented person nobody was trained on. The forgotten person is asked about in their own records'
+words, but with values nobody has; the target is what the model before deletion says about the stand-in there. The true
+values' later tokens are never a teacher's: the model before deletion recognises them even in a stranger's mouth. They
+are held to the log-probabilities that random values of the same kind have for a stranger.
+
+Strangers and values come from the run's seed; verification draws its own later, from another.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+
+from ml.data.alignment import AlignedPair, align
+from ml.data.collate import EncodedText, encode_record
+from ml.data.dossiers import Dossier, open_facts, read_dossier, shared_values
+from ml.data.records import by_person
+from ml.data.synthetic import Stranger, StrangerFactory, rewrite
+from ml.errors import EnergyNotSeparatingError, RecordError
+from ml.methods.losses import chosen_log_probs
+from ml.methods.method import UnlearningTask, answer_positions
+from ml.specs import FactSpan, Record
+
+STRANGERS: Final = 24
+REFERENCE_VALUES: Final = 15
+_REFERENCE_DRAWS: Final = 45
+_FEWEST_OF_LENGTH: Final = 5
+
+
+@dataclass(frozen=True, slots=True)
+class ContrastRow:
+    """A text about the forgotten person with values nobody has, and the same text about the stand-in."""
+
+    pair: AlignedPair
+
+    @property
+    def positions(self) -> Sequence[int]:
+        """Answer positions of the forgotten person's text."""
+        return answer_positions(self.pair.first)
+
+
+@dataclass(frozen=True, slots=True)
+class HeldRow:
+    """A text with a true value: the tokens at `positions` should have the log-probabilities `targets` and be followed
+    from energies `energies`, both in nats.
+
+    Distillation cannot do this: KL to the stand-in hardly sees a little probability too much on one token, and that
+    little is what tells a remembered value from a random one.
+    """
+
+    text: EncodedText
+    positions: tuple[int, ...]
+    targets: tuple[float, ...]
+    energies: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetRows:
+    """All forgetting rows of a run, and every text that was drawn to make them."""
+
+    contrast: tuple[ContrastRow, ...]
+    strangers: tuple[ContrastRow, ...]
+    held: tuple[HeldRow, ...]
+    texts: tuple[str, ...]
+
+
+def forget_rows(task: UnlearningTask, *, draws: int, one_stand_in: bool = False) -> ForgetRows:
+    """Build the forgetting rows of every person in the forget set.
+
+    1. Draw strangers; for each forgotten person choose a stand-in.
+    2. Contrast rows: each record `draws` times, with fresh values, about the person and about the stand-in.
+    3. Stranger rows: each record once about another stranger, to be left as it is.
+    4. Held rows: each record as it is, about the person and about a stranger.
+
+    Raises:
+        RecordError: a record of the forget set marks no name, or no value to forget.
+        UnknownMemberError: a value type that cannot be drawn from.
+    """
+    cast = Cast(task)
+    contrast: list[ContrastRow] = []
+    strangers: list[ContrastRow] = []
+    held: list[HeldRow] = []
+    for dossier in cast.dossiers:
+        stand_ins = cast.stand_ins(dossier)
+        if one_stand_in:
+            only = cast.stand_in(dossier)
+            stand_ins = dict.fromkeys(stand_ins, only)
+        for turn in range(draws):
+            contrast += [
+                cast.contrast(record, stand_ins[topic(record)])
+                for record in dossier.records
+                if record.facts or turn == 0
+            ]
+        strangers += [cast.unchanged(record, index) for index, record in enumerate(dossier.records)]
+        held += cast.held_rows(dossier, stand_ins)
+    return ForgetRows(tuple(contrast), tuple(strangers), tuple(held), tuple(cast.texts))
+
+
+class Cast:
+    """The strangers of one run, and the rows they appear in."""
+
+    def __init__(self, task: UnlearningTask) -> None:
+        if task.boundary is None:
+            raise EnergyNotSeparatingError("a stand-in is chosen by its energy; calibrate a boundary first")
+        self.task, self.boundary = task, task.boundary
+        self.texts: list[str] = []
+        self.rng = random.Random(f"strangers:{task.seed}")  # noqa: S311 - to be reproduced, not secret
+        self.factory = StrangerFactory(
+            self.rng, [*task.forget, *task.retain], shared_values=shared_values(task.bank, task.retain)
+        )
+        self.dossiers = [read_dossier(records) for records in by_person(task.forget).values()]
+        _refuse_unmarked(task.forget)
+        types = {name: type_ for dossier in self.dossiers for name, type_ in dossier.types.items()}
+        self.strangers = [self.factory.stranger(f"stranger-{i}", types) for i in range(STRANGERS)]
+
+    def encode(self, record: Record) -> EncodedText:
+        """Tokenise a text that was made up, and remember it."""
+        self.texts.append(record.text)
+        return encode_record(self.task.tokenizer, record, context=self.task.context)
+
+    def _fresh(self, record: Record) -> dict[str, str]:
+        return {fact.attribute: self.factory.value(fact.attribute, fact.type) for fact in record.facts}
+
+    def contrast(self, record: Record, stand_in: Stranger) -> ContrastRow:
+        """One record with fresh values, about its person and about the stand-in."""
+        own = rewrite(record, values=self._fresh(record))
+        return self._pair(own, rewrite(own, name=stand_in.name, values={}))
+
+    def unchanged(self, record: Record, index: int) -> ContrastRow:
+        """One record about a stranger with fresh values, to be left as the model has it."""
+        stranger = self.strangers[index % len(self.strangers)]
+        text = rewrite(record, name=stranger.name, values=self._fresh(record))
+        return self._pair(text, text)
+
+    def _pair(self, first: Record, second: Record) -> ContrastRow:
+        self.texts += [first.text, second.text]
+        return ContrastRow(align(self.task.tokenizer, first, second, context=self.task.context))
+
+    def stand_in(self, dossier: Dossier) -> Stranger:
+        """The most ordinary stranger: median energy on the dossier's forms, never answering with the true values.
+
+        Strangers whose best guess at a shared attribute (employer, city) happens to be the person's own are passed
+        over: the person would seem remembered.
+        """
+        blank = [s for s in self.strangers if not self._guesses_right(dossier, s)] or self.strangers
+        energies = {stranger.person: self._energy(dossier, stranger) for stranger in blank}
+        middle = statistics.median_low(energies.values())
+        return next(stranger for stranger in blank if energies[stranger.person] == middle)
+
+    def stand_ins(self, dossier: Dossier) -> dict[tuple[str, ...], Stranger]:
+        """A stranger for each topic of the dossier, drawn at random.
+
+        One stranger for everything would be learned as another name for the person, and relearning a few facts would
+        undo the renaming. Strangers whose best guess at a shared attribute (employer, city) happens to be the
+        person's own are passed over: the person would seem remembered.
+        """
+        chosen: dict[tuple[str, ...], Stranger] = {}
+        for record in dossier.records:
+            if topic(record) in chosen:
+                continue
+            same = [r for r in dossier.records if topic(r) == topic(record)]
+            order = self.rng.sample(self.strangers, len(self.strangers))
+            blank = (s for s in order if not any(self._is_told(r) and self._greedy(rewrite(r, name=s.name, values={})) for r in same))
+            chosen[topic(record)] = next(blank, order[0])
+        return chosen
+
+    def _is_told(self, record: Record) -> bool:
+        return any(self._is_shared(fact) for fact in record.facts)
+
+    def _guesses_right(self, dossier: Dossier, stranger: Stranger) -> bool:
+        shared = [r for r in dossier.records if any(self._is_shared(fact) for fact in r.facts)]
+        asked = [rewrite(record, name=stranger.name, values={}) for record in shared]
+        return any(self._greedy(record) for record in asked)
+
+    def _is_shared(self, fact: FactSpan) -> bool:
+        return fact.attribute in self.task.bank.attributes and self.task.bank.attributes[fact.attribute].shared
+
+    def _greedy(self, record: Record) -> bool:
+        """True when the model before deletion, asked this, answers with the value that stands there."""
+        text = self.encode(record)
+        positions = [p for start, end in text.values for p in range(start, end)]
+        logits = self.task.reference_logits([text], [positions])
+        return logits.argmax(dim=-1).tolist() == [text.ids[p] for p in positions]
+
+    def _energy(self, dossier: Dossier, stranger: Stranger) -> float:
+        """Mean answer energy of the dossier's texts about `stranger`, in nats, with the stranger's own values."""
+        once = {tuple(fact.attribute for fact in record.facts): record for record in dossier.records}.values()
+        texts = [self.encode(rewrite(record, name=stranger.name, values=stranger.values)) for record in once]
+        scored = self.scores(texts, [answer_positions(text) for text in texts])
+        return statistics.fmean(statistics.fmean(energy for _, energy in tokens) for tokens in scored)
+
+    def held_rows(self, dossier: Dossier, stand_ins: Mapping[tuple[str, ...], Stranger]) -> list[HeldRow]:
+        """Each record with its true values, about the person and about another stranger.
+
+        The person's tokens are held to what the stand-in's have, the stranger's to what they have already; the later
+        tokens of an open value to what random values of its kind have.
+        """
+        references = _References(self, dossier)
+        rows = []
+        for index, record in enumerate(dossier.records):
+            other = self.strangers[index * 7 % len(self.strangers)]
+            rows += self._held_row(record, record, stand_ins[topic(record)], references)
+            rows += self._held_row(rewrite(record, name=other.name, values={}), record, other, references)
+        return rows
+
+    def _held_row(self, text: Record, record: Record, stranger: Stranger, references: _References) -> list[HeldRow]:
+        told = rewrite(record, name=stranger.name, values={})
+        self.texts += [text.text, told.text]
+        pair = align(self.task.tokenizer, text, told, context=self.task.context)
+        held = dict(zip(pair.first_names, self.scores([pair.second], [pair.second_names])[0], strict=True))
+        for index, fact in enumerate(record.facts):
+            if fact.start < record.answer_start:
+                continue
+            own, theirs = (range(*encoded.values[index]) for encoded in (pair.first, pair.second))
+            scores = self.scores([pair.second], [theirs])[0]
+            if fact.attribute in references.facts and len(own) > 1:
+                scores = [scores[0], *references.rest(told, index, tokens=len(own))]
+            held |= dict(zip(own, scores, strict=True))
+        if not held:
+            return []
+        positions = sorted(held)
+        targets, energies = zip(*(held[position] for position in positions), strict=True)
+        return [HeldRow(pair.first, tuple(positions), targets, energies)]
+
+    def scores(
+        self, texts: Sequence[EncodedText], positions: Sequence[Sequence[int]]
+    ) -> list[list[tuple[float, float]]]:
+        """(log p, energy) of each text's tokens at `positions` under the model before deletion, in nats."""
+        if not any(positions):
+            return [[] for _ in texts]
+        found = []
+        for logits, text, wanted in zip(self.task.reference_passes(texts, positions), texts, positions, strict=True):
+            labels = torch.tensor([text.ids[p] for p in wanted], device=logits.device)
+            log_probs = chosen_log_probs(logits, labels).tolist()
+            found.append(list(zip(log_probs, self.boundary.energies(logits).tolist(), strict=True)))
+        return found
+
+
+class _References:
+    """What random values of the open facts' kinds have, for one dossier.
+
+    Each fact takes one place in the order of its random values, the places evenly spread over the facts: chance then
+    does not leave one person's values more or less likely than a stranger's as a whole.
+    """
+
+    def __init__(self, cast: Cast, dossier: Dossier) -> None:
+        self.cast = cast
+        self.facts = open_facts(dossier, cast.task.bank, cast.task.retain)
+        order = list(self.facts)
+        cast.rng.shuffle(order)
+        self._place = {attribute: (index + 0.5) / len(order) for index, attribute in enumerate(order)}
+        self._values = {
+            a: [cast.factory.value(a, dossier.types[a]) for _ in range(_REFERENCE_DRAWS)] for a in self.facts
+        }
+
+    def rest(self, told: Record, index: int, *, tokens: int) -> list[tuple[float, float]]:
+        """(log p, energy) of a random value's tokens after the first, in the place of fact `index` of `told`.
+
+        Raises:
+            RecordError: the kind's values are single tokens while the true one is not.
+        """
+        fact = told.facts[index]
+        drawn = [self.cast.encode(rewrite(told, values={fact.attribute: v})) for v in self._values[fact.attribute]]
+        lengths = [end - start for start, end in (text.values[index] for text in drawn)]
+        same = [text for text, length in zip(drawn, lengths, strict=True) if length == tokens]
+        if len(same) < _FEWEST_OF_LENGTH:
+            same = [text for text, length in zip(drawn, lengths, strict=True) if length > 1]
+        if not same:
+            raise RecordError(f"random values of type {fact.type} have one token, the true one has more")
+        chosen = same[:REFERENCE_VALUES]
+        spans = [text.values[index] for text in chosen]
+        scored = self.cast.scores(chosen, [range(start + 1, end) for start, end in spans])
+        ordered = sorted(scored, key=lambda rows: sum(log_prob for log_prob, _ in rows))
+        return _stretched(ordered[int(self._place[fact.attribute] * len(ordered))], tokens - 1)
+
+
+def topic(record: Record) -> tuple[str, ...]:
+    """What a record is about: the attributes it states."""
+    return tuple(fact.attribute for fact in record.facts)
+
+
+def _stretched(scores: Sequence[tuple[float, float]], length: int) -> list[tuple[float, float]]:
+    """Resample per-token scores to another number of tokens."""
+    return [scores[i * len(scores) // length] for i in range(length)]
+
+
+def _refuse_unmarked(forget: Sequence[Record]) -> None:
+    if any(not record.name_spans for record in forget):
+        raise RecordError("a record of the forget set marks no name; a stranger cannot be put in its place")
+    if not any(record.facts for record in forget):
+        raise RecordError("no record of the forget set marks a value; there is nothing to put in its place")
