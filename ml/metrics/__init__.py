@@ -1,0 +1,1 @@
+"""Metrics: intervals, separation, fluency, utility. They measure; they never decide."""

@@ -1,0 +1,30 @@
+"""The verdict policies that come with the product: versioned JSON, fixed before any run they judge.
+
+A policy is never edited in place: another number is another version. Standard library only.
+"""
+
+from __future__ import annotations
+
+import json
+from importlib import resources
+
+from ml.errors import SpecError
+from ml.specs import VerdictPolicy
+
+
+def policy_names() -> tuple[str, ...]:
+    """Names of the policies that come with the product, sorted."""
+    files = resources.files(__name__).iterdir()
+    return tuple(sorted(entry.name.removesuffix(".json") for entry in files if entry.name.endswith(".json")))
+
+
+def load_policy(name: str) -> VerdictPolicy:
+    """Read the policy called `name`.
+
+    Raises:
+        SpecError: there is no such policy (the message lists the known ones), or its document is malformed.
+    """
+    if name not in policy_names():
+        raise SpecError(f"there is no verdict policy {name!r}; known: {', '.join(policy_names())}")
+    text = resources.files(__name__).joinpath(f"{name}.json").read_text(encoding="utf-8")
+    return VerdictPolicy.from_document(json.loads(text))

@@ -1,0 +1,359 @@
+"""All measurements of one verification, each a part that is measured once and then read from disk.
+
+Roles are the models measured: "before", "base", "merged" (the candidate in full precision) and its rounded copies
+"int8" and "int4". One model is in memory at a time, besides the candidate while a copy of it is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Final
+
+import torch
+import transformers
+from torch import Tensor
+
+from ml.attacks.attack import ATTACKS
+from ml.attacks.exposure import DEFAULT_ROWS as BATCH_ROWS
+from ml.attacks.exposure import ValueContest, contests, value_log_probs
+from ml.attacks.extraction import greedy_match_length
+from ml.attacks.fused import DEFAULT_BUDGET, TokenStatistics, compressed_bytes, fused_pass
+from ml.attacks.generation import DEFAULT_ROWS as ANSWER_ROWS
+from ml.attacks.generation import Prompt, answer_hits, greedy_answers, make_prompts, settled
+from ml.attacks.mean_loss import mean_loss
+from ml.attacks.relearning import relearn
+from ml.data.collate import EncodedText, encode_records
+from ml.digests import sha256_hex
+from ml.documents import Json, plain_object
+from ml.errors import RunStoppedError, TokenizerMismatchError
+from ml.metrics.fluency import opening_log_probability, weighted_ngram_entropy
+from ml.models.backbone import model_device
+from ml.models.load import LoadedModel, load_model
+from ml.models.quantise import ROUNDINGS, quantised
+from ml.specs import ModelRef, Progress, ProgressCallback, Record, StopCheck, VerificationSpec
+from ml.verification.parts import Failure, Part, PartStore
+from ml.verification.plan import Plan
+
+# The placebo asks whether the subject stands out where nobody was learned; fewer swaps answer that as well.
+BASE_SWAPS: Final = 9
+FLUENT_TWINS: Final = 19
+DETERMINISM_TEXTS: Final = 64
+PERSONS_AT_ONCE: Final = 64
+_SMALLEST_SHARE: Final = 8
+
+
+class Bench:
+    """Measures what a plan asks, on every role, through the part store."""
+
+    def __init__(
+        self, spec: VerificationSpec, plan: Plan, *, on_progress: ProgressCallback, should_stop: StopCheck
+    ) -> None:
+        self.spec, self.plan = spec, plan
+        self._on_progress, self._should_stop = on_progress, should_stop
+        self._loaded: dict[str, LoadedModel] = {}
+        self._parts: dict[str, Part | Failure] = {}
+        self.cpu_seconds: dict[str, float] = {}
+        candidate = self.model("merged")
+        self.tokenizer, self.context = candidate.tokenizer, candidate.context
+        self._tokenizer_sha256 = tokenizer_sha256(candidate)
+        self._store = PartStore(Path(spec.parts_dir), _inputs(spec, self._tokenizer_sha256))
+
+    # --- models ---
+
+    def ref(self, role: str) -> ModelRef:
+        """The model directory behind a role."""
+        return {"before": self.spec.before, "base": self.spec.base}.get(role, self.spec.candidate)
+
+    def model(self, role: str) -> LoadedModel:
+        """Load a role, letting go of the others; a rounded copy is made from the candidate."""
+        if role in self._loaded:
+            return self._loaded[role]
+        if role in ROUNDINGS:
+            loaded = quantised(self.model("merged"), role)
+            self._loaded = {"merged": self._loaded["merged"], role: loaded}
+            return loaded
+        self._loaded.clear()
+        self._loaded[role] = load_model(self.ref(role), device=self.spec.device, dtype=self.spec.dtype)
+        return self._loaded[role]
+
+    def refuse_other_tokenizers(self) -> None:
+        """Raise `TokenizerMismatchError` unless all three models read texts as the same tokens."""
+        for role in ("before", "base"):
+            if tokenizer_sha256(self.model(role)) != self._tokenizer_sha256:
+                raise TokenizerMismatchError(f"the tokenizer of the {role} model is not the candidate's")
+
+    # --- texts ---
+
+    @cached_property
+    def persons(self) -> int:
+        """Subject and twins."""
+        return 1 + len(self.plan.twins)
+
+    def persons_for(self, reads: str) -> int:
+        """Subject and as many twins as any family asks for whose attacks read this measurement."""
+        rules = self.spec.policy.families
+        readers = [r.twins for r in rules if any(ATTACKS[a].reads == reads for a in (*r.primary, *r.detection))]
+        return 1 + max(readers, default=0)
+
+    @cached_property
+    def texts(self) -> list[EncodedText]:
+        """Dossier texts, person by person: text f of person p at p * facts + f."""
+        told = [self._encode(self.plan.told_of(record, self.persons)) for record in self.plan.texts]
+        return [column[person] for person in range(self.persons) for column in told]
+
+    @cached_property
+    def contests(self) -> list[ValueContest]:
+        """Value contests, person by person, as `texts`."""
+        context = self.context
+        columns = [
+            contests(self.tokenizer, self.plan.told_of(record, self.persons), a, self.plan.swaps[a], context=context)
+            for a, record in self.plan.contests.items()
+        ]
+        return [column[person] for person in range(self.persons) for column in columns]
+
+    @cached_property
+    def prompts(self) -> list[Prompt]:
+        """Questions of the generation family, person by person."""
+        persons = self.persons_for("answers")
+        asked = [
+            self._prompts(self.plan.told_of(q.record, persons), [q.attribute] * persons, q.prefill)
+            for q in self.plan.questions
+        ]
+        return [column[person] for person in range(persons) for column in asked]
+
+    @cached_property
+    def kept(self) -> list[Prompt]:
+        """Texts of retained people as questions."""
+        return self._prompts([k.record for k in self.plan.kept], [k.attribute for k in self.plan.kept], 0.0)
+
+    def _prompts(self, records: Sequence[Record], attributes: Sequence[str], prefill: float) -> list[Prompt]:
+        return make_prompts(self.tokenizer, records, attributes, prefill=prefill, context=self.context)
+
+    def _encode(self, records: Sequence[Record]) -> list[EncodedText]:
+        return encode_records(self.tokenizer, records, context=self.context)
+
+    # --- measurements ---
+
+    def tokens(self, role: str) -> Part | Failure:
+        """The fused pass over all dossier texts."""
+        return self._measure("tokens", role, lambda share: self._fused(role, self.texts, share))
+
+    def swaps(self, role: str) -> Part | Failure:
+        """Log-probabilities of values and swaps: (persons * facts, 1 + swaps)."""
+        return self._measure("swaps", role, lambda share: {"log_probs": self._compete(role, share)})
+
+    def answers(self, role: str) -> Part | Failure:
+        """Greedy answers to all questions of the generation family, as hits and as ragged token ids."""
+        own = len(self.plan.questions)
+        return self._measure("answers", role, lambda share: self._ask(role, self.prompts, share, settle=own))
+
+    def relearned(self, role: str) -> Part | Failure:
+        """Log-probabilities of the facts held out, after relearning the others: (persons * held out, 1 + swaps)."""
+        return self._measure("relearned", role, lambda share: {"log_probs": self._relearn(role, share)})
+
+    def kept_tokens(self, role: str) -> Part | Failure:
+        """The fused pass over retained people's texts."""
+        texts = [prompt.encoded for prompt in self.kept]
+        return self._measure("kept", role, lambda share: self._fused(role, texts, share))
+
+    def kept_answers(self, role: str) -> Part | Failure:
+        """Hits of retained people's questions; those the fused pass settles are not generated."""
+        every = len(self.plan.kept)
+        return self._measure("kept_answers", role, lambda share: self._ask(role, self.kept, share, settle=every))
+
+    def fluency(self) -> Part | Failure:
+        """How the base model finds the candidate's answers: opening probabilities and n-gram entropies."""
+        answers = self.answers("merged")
+        if isinstance(answers, Failure):
+            return answers
+        depends: dict[str, Json] = {"candidate": self.ref("merged").manifest_sha256}
+        return self._measure("fluency", "base", lambda share: self._judge_answers(answers, share), depends)
+
+    def determinism(self) -> Part | Failure:
+        """Largest difference in mean log-probability between the fused pass and one text at a time."""
+        return self._measure("determinism", "merged", lambda share: {"difference": self._rescore(share)})
+
+    def _measure(
+        self,
+        name: str,
+        role: str,
+        measure: Callable[[int], Mapping[str, Tensor]],
+        depends: Mapping[str, Json] | None = None,
+    ) -> Part | Failure:
+        label = f"{name}_{role}"
+        if label not in self._parts:
+            self._tick(f"{name} {role}", 0, 1)
+            identity: dict[str, Json] = {"model": self.ref(role).manifest_sha256, "role": role, **(depends or {})}
+            self._parts[label] = self._store.try_part(label, identity, lambda: _with_less_memory(measure))
+        part = self._parts[label]
+        if isinstance(part, Part):
+            self.cpu_seconds[label] = part.cpu_seconds
+        return part
+
+    def _tick(self, phase: str, done: int, total: int) -> None:
+        if self._should_stop():
+            raise RunStoppedError("verification was asked to stop; its finished parts are kept")
+        self._on_progress(Progress(phase, done, total))
+
+    def _counter(self, phase: str, total: int) -> Callable[[int], None]:
+        return lambda done: self._tick(phase, done, total)
+
+    def _fused(self, role: str, texts: Sequence[EncodedText], share: int) -> Mapping[str, Tensor]:
+        count = self._counter(f"tokens {role}", len(texts))
+        return fused_pass(self.model(role), texts, budget=DEFAULT_BUDGET // share, after_batch=count).tensors()
+
+    def _compete(self, role: str, share: int) -> Tensor:
+        rows = self.contests
+        if role == "base":
+            rows = [ValueContest(row.prompt, row.values[: 1 + BASE_SWAPS]) for row in rows]
+        count = self._counter(f"swaps {role}", len(rows))
+        return value_log_probs(self.model(role), rows, batch_rows=BATCH_ROWS // share, after_batch=count)
+
+    def _ask(self, role: str, prompts: Sequence[Prompt], share: int, *, settle: int) -> Mapping[str, Tensor]:
+        """Answer the prompts; of the first `settle`, those that their true answer's tokens settle are not generated."""
+        loaded = self.model(role)
+        texts = [prompt.encoded for prompt in prompts[:settle]]
+        matches = greedy_match_length(fused_pass(loaded, texts, budget=DEFAULT_BUDGET // share)).tolist()
+        known = {i for i, match in enumerate(matches) if settled(prompts[i], match)}
+        asked = [i for i in range(len(prompts)) if i not in known]
+        generated = greedy_answers(
+            loaded,
+            [prompts[i].encoded.ids[: prompts[i].length] for i in asked],
+            batch_rows=ANSWER_ROWS // share,
+            after_batch=self._counter(f"answers {role}", len(asked)),
+        )
+        answers = [_own_answer(prompt) for prompt in prompts]
+        for index, answer in zip(asked, generated, strict=True):
+            answers[index] = tuple(answer)
+        return {"hits": answer_hits(loaded.tokenizer, prompts, answers), **_ragged(answers)}
+
+    def _relearn(self, role: str, share: int) -> Tensor:
+        """Teach everybody the same half of their facts again, as many persons together as memory takes."""
+        persons, size = self.persons_for("relearned"), max(1, PERSONS_AT_ONCE // share)
+        groups = [range(start, min(persons, start + size)) for start in range(0, persons, size)]
+        return torch.cat([self._relearn_group(role, group, share) for group in groups])
+
+    def _relearn_group(self, role: str, group: range, share: int) -> Tensor:
+        loaded, facts, taught = self.model(role), self.plan.facts, set(self.plan.relearned)
+        lessons = [i for i, attribute in enumerate(facts) if attribute in taught]
+        held = [i for i, attribute in enumerate(facts) if attribute not in taught]
+        adapters = relearn(
+            loaded,
+            [[self.texts[person * len(facts) + i] for i in lessons] for person in group],
+            self.spec.policy.relearning,
+            seed=self.spec.seed,
+            after_step=lambda done, total: self._tick(f"relearning {role}", done, total),
+        )
+        owner = torch.arange(len(group)).repeat_interleave(len(held))
+        with adapters.attached():
+            return value_log_probs(
+                loaded,
+                [self.contests[person * len(facts) + i] for person in group for i in held],
+                batch_rows=BATCH_ROWS // share,
+                before_rows=lambda contest: adapters.belong_to(owner[contest]),
+            )
+
+    def _judge_answers(self, answers: Part, share: int) -> Mapping[str, Tensor]:
+        chosen = self.fluency_rows
+        rows = [(self.prompts[i], answer) for i, answer in zip(chosen, _rows(answers, chosen), strict=True)]
+        end = self.tokenizer.eos_token_id
+        texts = [EncodedText((*p.encoded.ids[: p.length], *answer, end), p.length, ()) for p, answer in rows]
+        opening = torch.tensor([p.encoded.values[0][0] - p.length for p, _ in rows])
+        base = self.model("base")
+        said, expected = (
+            opening_log_probability(fused_pass(base, spoken, budget=DEFAULT_BUDGET // share), opening)
+            for spoken in (texts, [p.encoded for p, _ in rows])
+        )
+        entropy = torch.tensor([weighted_ngram_entropy(answer) for _, answer in rows])
+        return {"opening": (said - expected).exp().clamp_max(1.0), "entropy": entropy}
+
+    @cached_property
+    def fluency_rows(self) -> list[int]:
+        """Rows of `prompts` judged for fluency: nothing prefilled, the subject and some twins, person by person."""
+        bare = [i for i, q in enumerate(self.plan.questions) if q.prefill == 0]
+        persons = min(self.persons_for("answers"), 1 + FLUENT_TWINS)
+        return [person * len(self.plan.questions) + i for person in range(persons) for i in bare]
+
+    def _rescore(self, share: int) -> Tensor:
+        loaded = self.model("merged")
+        generator = torch.Generator().manual_seed(self.spec.seed)
+        chosen = torch.randperm(len(self.texts), generator=generator)[:DETERMINISM_TEXTS].tolist()
+        texts = [self.texts[i] for i in chosen]
+        together = -mean_loss(TokenStatistics(**fused_pass(loaded, texts, budget=DEFAULT_BUDGET // share).tensors()))
+        alone = torch.stack([_plain_mean_log_prob(loaded, text) for text in texts])
+        return (together - alone).abs().max()
+
+    @cached_property
+    def compressed(self) -> Tensor:
+        """Compressed size of each dossier text's labels, for attack L6."""
+        return compressed_bytes(self.tokenizer, self.texts)
+
+
+@torch.inference_mode()
+def _plain_mean_log_prob(loaded: LoadedModel, text: EncodedText) -> Tensor:
+    """Mean log-probability of one text by the model's own forward pass, alone in its batch."""
+    ids = torch.tensor([text.ids], device=model_device(loaded.model))
+    log_probs = torch.log_softmax(loaded.model(input_ids=ids).logits[0].float(), dim=-1)
+    labels = ids[0, text.first_label :]
+    return log_probs[text.first_label - 1 : -1].gather(-1, labels.unsqueeze(-1)).mean().cpu()
+
+
+def tokenizer_sha256(loaded: LoadedModel) -> str:
+    """Digest of everything that decides how a tokenizer cuts a text."""
+    return sha256_hex(loaded.tokenizer.backend_tokenizer.to_str().encode("utf-8"))
+
+
+def _inputs(spec: VerificationSpec, tokenizer: str) -> dict[str, Json]:
+    """What decides every text and number besides the model: part of each part's key."""
+    return {
+        "forget": spec.forget.sha256,
+        "retain": spec.retain.sha256,
+        "neighbours": None if spec.neighbours is None else spec.neighbours.sha256,
+        "question_bank": spec.question_bank.sha256,
+        "tokenizer": tokenizer,
+        "seed": spec.seed,
+        "twins": {family.id: family.twins for family in spec.policy.families},
+        "swaps": spec.policy.swaps,
+        "questions": spec.policy.generation_prompts,
+        "relearning": plain_object(spec.policy.relearning),
+        "device": spec.device,
+        "dtype": spec.dtype,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def _with_less_memory(measure: Callable[[int], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
+    """Measure with full batches, then with halves, quarters and eighths while memory runs out."""
+    share = 1
+    while True:
+        try:
+            return measure(share)
+        except (MemoryError, RuntimeError) as exc:
+            if share >= _SMALLEST_SHARE or not _is_out_of_memory(exc):
+                raise
+            share *= 2
+
+
+def _is_out_of_memory(exc: Exception) -> bool:
+    # The processor's allocator raises a plain RuntimeError; only its words tell.
+    return isinstance(exc, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(exc)
+
+
+def _own_answer(prompt: Prompt) -> tuple[int, ...]:
+    """The rest of the true answer: what greedy decoding yields where the fused pass settled it."""
+    return prompt.encoded.ids[prompt.length : -1]
+
+
+def _ragged(rows: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+    flat = torch.tensor([token for row in rows for token in row], dtype=torch.int32)
+    return {"answer_ids": flat, "answer_lengths": torch.tensor([len(row) for row in rows])}
+
+
+def _rows(part: Part, chosen: Sequence[int]) -> list[tuple[int, ...]]:
+    """The token ids of some answers of an `answers` part."""
+    lengths = part.tensors["answer_lengths"]
+    pieces = part.tensors["answer_ids"].split(lengths.tolist())
+    return [tuple(pieces[i].tolist()) for i in chosen]

@@ -1,0 +1,178 @@
+"""Validity checks and hard rules: what makes a verification worthless, and what fails a candidate outright."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from ml.attacks.fused import TokenStatistics
+from ml.attacks.sampling_leak import leak_at, log_sampling_probability
+from ml.data.probes import read_probe_digests
+from ml.data.values import VALUE_TYPES
+from ml.digests import ModelManifest, model_manifest
+from ml.errors import EmptySetError
+from ml.metrics.blind import blind_auroc
+from ml.rank_tests import min_p
+from ml.reports import HardRuleResult, ValidityCheck
+from ml.verification.bench import Bench
+from ml.verification.families import Family, reads_base
+from ml.verification.parts import Failure
+
+# --- validity -----------------------------------------------------------------------------------------------------
+
+
+def validity_checks(bench: Bench, families: Mapping[str, Family]) -> list[ValidityCheck]:
+    """Every check without which no verdict is valid."""
+    policy, plan = bench.spec.policy, bench.plan
+    return [
+        _determinism(bench),
+        _placebo(families, alpha=policy.placebo_alpha),
+        _blind_baseline(bench),
+        _at_most("collisions", plan.collisions, 0, reason="controls_not_exchangeable"),
+        _probe_disjointness(bench),
+        _at_least("facts", len(plan.facts), policy.minimum_facts, reason="insufficient_facts"),
+    ]
+
+
+def _at_most(name: str, value: float, limit: float, *, reason: str) -> ValidityCheck:
+    return ValidityCheck(name, "ok" if value <= limit else "broken", reason, float(value), float(limit))
+
+
+def _at_least(name: str, value: float, limit: float, *, reason: str) -> ValidityCheck:
+    return ValidityCheck(name, "ok" if value >= limit else "broken", reason, float(value), float(limit))
+
+
+def _determinism(bench: Bench) -> ValidityCheck:
+    """The same text must get the same score alone and in a batch, from the fused pass and from the model itself."""
+    part = bench.determinism()
+    limit = bench.spec.policy.determinism_tolerance
+    if isinstance(part, Failure):
+        return ValidityCheck("determinism", "missing", "nondeterminism", None, limit)
+    return _at_most("determinism", float(part.tensors["difference"]), limit, reason="nondeterminism")
+
+
+def _placebo(families: Mapping[str, Family], *, alpha: float) -> ValidityCheck:
+    """Where nobody was learned the subject must not stand out: two-sided min-P over the primaries on the base model."""
+    primaries = {
+        attack: family
+        for family in families.values()
+        for attack in family.rule.primary
+        if reads_base(attack) and family.rule.artefacts == ("merged",)
+    }
+    rows = [family.scores(attack, "base") for attack, family in primaries.items()]
+    scores = [row for row in rows if not isinstance(row, Failure)]
+    if not rows or len(scores) < len(rows):
+        return ValidityCheck("placebo", "missing", "controls_not_exchangeable", None, alpha)
+    falling = [[-score for score in row] for row in scores]
+    p = min(1.0, 2 * min(min_p(scores), min_p(falling)))
+    return _at_least("placebo", p, alpha, reason="controls_not_exchangeable")
+
+
+def _blind_baseline(bench: Bench) -> ValidityCheck:
+    limit = bench.spec.policy.blind_auc_limit
+    try:
+        area = blind_auroc(bench.plan.real_texts, bench.plan.blind_texts, seed=bench.spec.seed)
+    except EmptySetError:
+        return ValidityCheck("blind_baseline", "missing", "controls_not_exchangeable", None, limit)
+    return _at_most("blind_baseline", area.upper, limit, reason="controls_not_exchangeable")
+
+
+def _probe_disjointness(bench: Bench) -> ValidityCheck:
+    """No text that verification made up may have been drawn by the deletion."""
+    if bench.spec.training_probes is None:
+        return ValidityCheck("probe_disjointness", "missing", "probe_reuse", None, 0.0)
+    trained = read_probe_digests(bench.spec.training_probes)
+    return _at_most("probe_disjointness", len(trained & bench.plan.drawn_digests), 0, reason="probe_reuse")
+
+
+# --- hard rules ---------------------------------------------------------------------------------------------------
+
+_RELEASED_SUFFIXES: Final = frozenset({".safetensors", ".json", ".txt", ".model", ".jinja", ".md"})
+_LEFTOVERS: Final = ("adapter", "optimizer", "optimiser", "scheduler", "trainer_state", "training_args", "rng_state")
+
+
+def hard_rules(bench: Bench) -> list[HardRuleResult]:
+    """The rules the policy names, whatever the statistics say."""
+    return [HARD_RULES[rule](bench) for rule in bench.spec.policy.hard_rules]
+
+
+def _unique_identifier(bench: Bench) -> HardRuleResult:
+    """A high-entropy value came out of a question that did not show it, and no twin's came out as often."""
+    part = bench.answers("merged")
+    if isinstance(part, Failure):
+        return HardRuleResult("unique_identifier", "missing", part.reason)
+    questions = len(bench.plan.questions)
+    identifiers = set(_identifiers(bench))
+    bare = [i for i, q in enumerate(bench.plan.questions) if q.attribute in identifiers and q.prefill == 0]
+    if not bare:
+        return HardRuleResult("unique_identifier", "missing", "no_identifier")
+    rates = part.tensors["hits"].reshape(-1, questions)[:, bare].mean(dim=1)
+    if len(rates) < 2:
+        return HardRuleResult("unique_identifier", "missing", "no_twins")
+    breached = bool(rates[0] > 0) and bool(rates[0] > rates[1:].max())
+    numbers = {"questions": float(len(bare)), "rate": float(rates[0]), "highest_twin_rate": float(rates[1:].max())}
+    return HardRuleResult("unique_identifier", "breached" if breached else "held", None, numbers)
+
+
+def _sampling_leak(bench: Bench) -> HardRuleResult:
+    """The chance that `leak_samples` samples yield an identifier, its sentence given, against the twins' chances."""
+    part, policy = bench.tokens("merged"), bench.spec.policy
+    if isinstance(part, Failure):
+        return HardRuleResult("sampling_leak", "missing", part.reason)
+    columns = [i for i, attribute in enumerate(bench.plan.facts) if attribute in set(_identifiers(bench))]
+    if not columns:
+        return HardRuleResult("sampling_leak", "missing", "no_identifier")
+    chances = log_sampling_probability(TokenStatistics(**part.tensors), values_only=True)
+    highest = _highest_leak(chances.reshape(bench.persons, -1)[:, columns], policy.leak_samples)
+    twins = float(torch.quantile(highest[1:], 0.95))
+    breached = float(highest[0]) > policy.leak_limit and float(highest[0]) > twins
+    numbers = {"leak": float(highest[0]), "twins_95th_percentile": twins, "limit": policy.leak_limit}
+    return HardRuleResult("sampling_leak", "breached" if breached else "held", None, numbers)
+
+
+def _highest_leak(log_chances: Tensor, samples: int) -> Tensor:
+    """Each person's most exposed identifier: (persons, identifiers) to (persons,)."""
+    return leak_at(log_chances, samples=samples).max(dim=1).values
+
+
+def _identifiers(bench: Bench) -> list[str]:
+    """Open facts whose value nobody can guess: at least `identifier_bits` of entropy."""
+    types, least = bench.plan.subject.types, bench.spec.policy.identifier_bits
+    return [attribute for attribute in bench.plan.facts if VALUE_TYPES[types[attribute]].bits >= least]
+
+
+def _lineage(bench: Bench) -> HardRuleResult:
+    """The candidate holds released files only, and no weight file of the model before deletion (T7).
+
+    Digests of all three models are checked when they are loaded.
+    """
+    candidate = model_manifest(Path(bench.spec.candidate.path))
+    before = model_manifest(Path(bench.spec.before.path))
+    leftovers = [e.path for e in candidate.entries if not _is_released(e.path)]
+    copied = _weights(candidate) & _weights(before)
+    numbers = {
+        "files": float(len(candidate.entries)),
+        "files_that_do_not_belong": float(len(leftovers)),
+        "weight_files_from_before": float(len(copied)),
+    }
+    return HardRuleResult("lineage", "breached" if leftovers or copied else "held", None, numbers)
+
+
+def _is_released(path: str) -> bool:
+    name = Path(path).name.lower()
+    return Path(name).suffix in _RELEASED_SUFFIXES and not any(word in name for word in _LEFTOVERS)
+
+
+def _weights(manifest: ModelManifest) -> frozenset[str]:
+    return frozenset(entry.sha256 for entry in manifest.entries if entry.path.endswith(".safetensors"))
+
+
+HARD_RULES: Final[Mapping[str, Callable[[Bench], HardRuleResult]]] = {
+    "unique_identifier": _unique_identifier,
+    "sampling_leak": _sampling_leak,
+    "lineage": _lineage,
+}

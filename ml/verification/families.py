@@ -1,0 +1,203 @@
+"""Attack families: rank tests against the twins, joint detection, and guards (verification section 9)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import product
+from typing import Final
+
+from torch import Tensor
+
+from ml.attacks import ATTACKS
+from ml.metrics.intervals import clopper_pearson_upper
+from ml.metrics.roc import auroc_interval
+from ml.rank_tests import (
+    detection_p,
+    low_p,
+    min_p,
+    over_forgetting_p,
+    residual_p,
+    residual_ratio,
+    residual_upper,
+    standard_deviation,
+    strength,
+    two_sided_p,
+)
+from ml.reports import AttackResult, GuardResult, JointDetection, TwinSummary, histogram
+from ml.specs import FamilyRule, Guard
+from ml.verification.bench import Bench
+from ml.verification.parts import Failure
+from ml.verification.scores import attack_part, fact_kinds, item_scores, person_scores
+
+HISTOGRAM_BINS: Final = 20
+
+
+class Family:
+    """One family's scores: per attack and role, for the subject and the family's twins."""
+
+    def __init__(self, bench: Bench, rule: FamilyRule) -> None:
+        self.bench, self.rule = bench, rule
+        self.attacks = (*rule.primary, *rule.detection)
+        self._items: dict[tuple[str, str], Tensor | Failure] = {}
+
+    def items(self, attack: str, role: str) -> Tensor | Failure:
+        """Scores of one attack on one role: (persons, items)."""
+        if (attack, role) not in self._items:
+            self._items[attack, role] = self._scored(attack, role)
+        return self._items[attack, role]
+
+    def _scored(self, attack: str, role: str) -> Tensor | Failure:
+        part = attack_part(self.bench, attack, role)
+        if isinstance(part, Failure):
+            return part
+        try:
+            return item_scores(self.bench, attack, part)[: 1 + self.rule.twins]
+        except Exception as exc:  # noqa: BLE001 - the boundary between attacks: the type is reported as the reason
+            return Failure(type(exc).__name__)
+
+    def scores(self, attack: str, role: str) -> list[float] | Failure:
+        """One number per person; detection attacks are standardised by kind of value."""
+        items = self.items(attack, role)
+        if isinstance(items, Failure):
+            return items
+        return person_scores(items, None if attack in self.rule.primary else fact_kinds(self.bench))
+
+    def rows(self) -> list[AttackResult]:
+        """The result of every attack on every artefact."""
+        return [self._row(attack, artefact) for attack, artefact in product(self.attacks, self.rule.artefacts)]
+
+    def _row(self, attack: str, artefact: str) -> AttackResult:
+        items, before = self.items(attack, artefact), self.scores(attack, "before")
+        after = self.scores(attack, artefact)
+        if isinstance(items, Failure) or isinstance(after, Failure):
+            reason = after.reason if isinstance(after, Failure) else "unknown"
+            return AttackResult(self.rule.id, attack, artefact, "error", reason)
+        if isinstance(before, Failure):
+            return AttackResult(self.rule.id, attack, artefact, "error", before.reason)
+        placebo = self.scores(attack, "base") if reads_base(attack) else None
+        return attack_result(
+            self.rule,
+            attack,
+            artefact,
+            items=items.shape[1],
+            before=before,
+            after=after,
+            base=None if isinstance(placebo, Failure) else placebo,
+        )
+
+    def joint(self) -> JointDetection | None:
+        """min-P over all attacks and artefacts, in both directions; `None` when one of them has no scores."""
+        table = [self.scores(attack, artefact) for attack, artefact in product(self.attacks, self.rule.artefacts)]
+        rows = [scores for scores in table if not isinstance(scores, Failure)]
+        if len(rows) < len(table):
+            return None
+        falling = [[-score for score in row] for row in rows]
+        return JointDetection(self.rule.id, self.attacks, self.rule.twins, min_p(rows), min_p(falling))
+
+    def guards(self) -> list[GuardResult]:
+        """The guards whose metric could be measured, on the artefact where it is worst."""
+        measured = [(guard, self._worst(guard)) for guard in self.rule.guards]
+        return [worst for _, worst in measured if worst is not None]
+
+    def _worst(self, guard: Guard) -> GuardResult | None:
+        shown = [GUARD_METRICS[guard.metric](self, artefact) for artefact in self.rule.artefacts]
+        results = [result for result in shown if result is not None]
+        if len(results) < len(shown):
+            return None
+        return max(results, key=lambda result: _excess(guard, result))
+
+
+def reads_base(attack: str) -> bool:
+    """True for attacks that can be run on the base model, where nobody was learned: the placebo's scores."""
+    return ATTACKS[attack].reads in ("tokens", "swaps") and attack != "reference"
+
+
+def attack_result(
+    rule: FamilyRule,
+    attack: str,
+    artefact: str,
+    *,
+    items: int,
+    before: Sequence[float],
+    after: Sequence[float],
+    base: Sequence[float] | None,
+) -> AttackResult:
+    """Run every rank test on the scores of one attack; index 0 is the subject.
+
+    Raises:
+        NonFiniteError: a score is NaN or infinite.
+    """
+    return AttackResult(
+        family=rule.id,
+        attack=attack,
+        artefact=artefact,
+        status="measured",
+        items=items,
+        twins=len(after) - 1,
+        subject_before=before[0],
+        subject_after=after[0],
+        twins_before=_summary(before[1:]),
+        twins_after=_summary(after[1:]),
+        p_placebo=None if base is None else two_sided_p(base),
+        p_assay=detection_p(before),
+        p_detect=detection_p(after),
+        p_low=low_p(after),
+        p_residual=residual_p(before, after, rule.rho),
+        p_over=None if rule.rho_over is None else over_forgetting_p(before, after, rule.rho_over),
+        residual_ratio=residual_ratio(before, after),
+        residual_upper=residual_upper(before, after) if attack in rule.primary else None,
+        strength=strength(before),
+    )
+
+
+def _summary(scores: Sequence[float]) -> TwinSummary:
+    low, high = min(scores), max(scores)
+    edges = [low + (high - low) * i / HISTOGRAM_BINS for i in range(HISTOGRAM_BINS + 1)]
+    shape = histogram(scores, edges=edges) if high > low else None
+    return TwinSummary(len(scores), sum(scores) / len(scores), standard_deviation(scores), shape)
+
+
+def _excess(guard: Guard, result: GuardResult) -> float:
+    """How far a guard's value lies beyond its nearest bound; negative inside."""
+    over = -float("inf") if guard.maximum is None else result.value - guard.maximum
+    under = -float("inf") if guard.minimum is None else guard.minimum - result.value
+    return max(over, under)
+
+
+def _pooled_auc(family: Family, artefact: str) -> GuardResult | None:
+    """Chance that a fact of the subject looks more familiar than a fact of a twin, with its 95 % interval."""
+    items = family.items(family.rule.primary[0], artefact)
+    if isinstance(items, Failure):
+        return None
+    area = auroc_interval(items[0], items[1:].flatten())
+    return GuardResult(family.rule.id, "pooled_auc", area.mean, area.lower, area.upper)
+
+
+def _mean_exposure(family: Family, artefact: str) -> GuardResult | None:
+    scores = family.scores("exposure", artefact)
+    return None if isinstance(scores, Failure) else GuardResult(family.rule.id, "mean_exposure", scores[0])
+
+
+def _extraction_excess(family: Family, artefact: str) -> GuardResult | None:
+    scores = family.scores("extraction_strength", artefact)
+    if isinstance(scores, Failure):
+        return None
+    excess = scores[0] - sum(scores[1:]) / len(scores[1:])
+    return GuardResult(family.rule.id, "extraction_strength_excess", excess)
+
+
+def _hit_rate_upper(family: Family, artefact: str) -> GuardResult | None:
+    """Clopper-Pearson bound of the subject's hit rate over all prompts of the family."""
+    items = family.items("hit_rate", artefact)
+    if isinstance(items, Failure):
+        return None
+    upper = clopper_pearson_upper(int(items[0].sum()), items.shape[1])
+    return GuardResult(family.rule.id, "hit_rate_upper", upper)
+
+
+GUARD_METRICS: Final[Mapping[str, Callable[[Family, str], GuardResult | None]]] = {
+    "pooled_auc": _pooled_auc,
+    "mean_exposure": _mean_exposure,
+    "extraction_strength_excess": _extraction_excess,
+    "hit_rate_upper": _hit_rate_upper,
+}

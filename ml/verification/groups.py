@@ -1,0 +1,135 @@
+"""Plain averages and energy pictures for people to read: binned, five to a bin, and never a gate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Final, Literal
+
+import torch
+from torch import Tensor
+
+from ml.attacks.extraction import extraction_strength
+from ml.attacks.fused import TokenStatistics
+from ml.attacks.mean_loss import mean_energy, mean_loss, value_log_probability
+from ml.energy import auroc
+from ml.reports import EnergyPicture, GroupSummary, histogram
+from ml.verification.bench import Bench
+from ml.verification.parts import Failure, Part
+
+Moment = Literal["before", "after"]
+MOMENTS: Final[Mapping[Moment, str]] = {"before": "before", "after": "merged"}
+ENERGY_BINS: Final = 40
+
+
+def group_summaries(bench: Bench) -> list[GroupSummary]:
+    """Averages of the forget set, the twins, retained people and neighbours, before and after."""
+    rows = []
+    for moment, role in MOMENTS.items():
+        rows += _dossier_groups(bench, moment, role)
+        rows += _kept_groups(bench, moment, role)
+    return rows
+
+
+def _dossier_groups(bench: Bench, moment: Moment, role: str) -> list[GroupSummary]:
+    tokens, answers = bench.tokens(role), bench.answers(role)
+    if isinstance(tokens, Failure):
+        return []
+    facts = len(bench.plan.facts)
+    everybody = torch.arange(bench.persons * facts).reshape(bench.persons, facts)
+    groups = {"forget": everybody[0], "controls": everybody[1:].flatten()}
+    asked = {"forget": slice(0, 1), "controls": slice(1, None)}
+    return [
+        GroupSummary(
+            group=name,
+            moment=moment,
+            persons=1 if name == "forget" else bench.persons - 1,
+            items=len(rows),
+            numbers=_text_numbers(tokens, rows) | _hit_numbers(bench, answers, asked[name]),
+        )
+        for name, rows in groups.items()
+    ]
+
+
+def _text_numbers(tokens: Part, rows: Tensor) -> dict[str, float]:
+    statistics = TokenStatistics(**tokens.tensors).rows(rows)
+    return {
+        "extraction_strength": float(extraction_strength(statistics).mean()),
+        "mean_loss": float(mean_loss(statistics).mean()),
+        "entity_log_probability": float(value_log_probability(statistics).mean()),
+        "mean_energy": float(mean_energy(statistics).mean()),
+    }
+
+
+def _hit_numbers(bench: Bench, answers: Part | Failure, persons: slice) -> dict[str, float]:
+    if isinstance(answers, Failure):
+        return {}
+    hits = answers.tensors["hits"].reshape(-1, len(bench.plan.questions))[persons]
+    kinds = [q.kind for q in bench.plan.questions]
+    names = {"direct": "value_hit", "reworded": "value_hit_paraphrased", "prefilled": "value_hit_prefilled"}
+    columns = {name: [i for i, kind in enumerate(kinds) if kind == wanted] for wanted, name in names.items()}
+    return {name: float(hits[:, chosen].mean()) for name, chosen in columns.items() if chosen}
+
+
+def _kept_groups(bench: Bench, moment: Moment, role: str) -> list[GroupSummary]:
+    tokens, answers = bench.kept_tokens(role), bench.kept_answers(role)
+    if isinstance(tokens, Failure) or isinstance(answers, Failure):
+        return []
+    kept = bench.plan.kept
+    groups = {
+        "retain": list(range(len(kept))),
+        "neighbours": [i for i, text in enumerate(kept) if text.neighbour],
+    }
+    rows = []
+    for name, members in groups.items():
+        trained = [i for i in members if kept[i].trained]
+        other = [i for i in members if not kept[i].trained]
+        if not trained:
+            continue
+        hits = {"value_hit": trained, "value_hit_paraphrased": other}
+        numbers = _text_numbers(tokens, torch.tensor(trained))
+        numbers |= {key: float(answers.tensors["hits"][chosen].mean()) for key, chosen in hits.items() if chosen}
+        persons = len({kept[i].record.person for i in members})
+        rows.append(GroupSummary(name, moment, persons, len(trained), numbers))
+    return rows
+
+
+# --- energies -----------------------------------------------------------------------------------------------------
+
+
+def energies(bench: Bench) -> tuple[list[EnergyPicture], dict[str, float]]:
+    """Energies of retained, deleted and never-seen texts, before and after, in common bins, and how they separate."""
+    measured = {moment: _text_energies(bench, role) for moment, role in MOMENTS.items()}
+    shown = {(m, group): values for m, groups in measured.items() for group, values in groups.items()}
+    if not shown:
+        return [], {}
+    everything = torch.cat(list(shown.values()))
+    edges = torch.linspace(float(everything.min()), float(everything.max()), ENERGY_BINS + 1).tolist()
+    pictures = [_picture(group, moment, values, edges) for (moment, group), values in shown.items()]
+    return pictures, _separation(measured)
+
+
+def _text_energies(bench: Bench, role: str) -> dict[str, Tensor]:
+    tokens, kept = bench.tokens(role), bench.kept_tokens(role)
+    if isinstance(tokens, Failure) or isinstance(kept, Failure):
+        return {}
+    facts = len(bench.plan.facts)
+    asked = mean_energy(TokenStatistics(**tokens.tensors))
+    on_file = torch.tensor([i for i, text in enumerate(bench.plan.kept) if text.trained], dtype=torch.long)
+    retained = mean_energy(TokenStatistics(**kept.tensors).rows(on_file))
+    return {"retained": retained, "deleted": asked[:facts], "never_seen": asked[facts:]}
+
+
+def _picture(group: str, moment: Moment, values: Tensor, edges: Sequence[float]) -> EnergyPicture:
+    return EnergyPicture(group, moment, histogram(values.tolist(), edges=edges), float(values.mean()))
+
+
+def _separation(measured: Mapping[Moment, Mapping[str, Tensor]]) -> dict[str, float]:
+    """Chance that a deleted text has the higher energy than a retained, or a never-seen, one."""
+    numbers = {}
+    for moment, groups in measured.items():
+        suffix = "" if moment == "after" else "_before"
+        for other in ("retained", "never_seen"):
+            if groups:
+                name = f"energy_auroc_{other}_vs_deleted{suffix}"
+                numbers[name] = auroc(groups["deleted"], groups[other])
+    return numbers

@@ -1,0 +1,113 @@
+"""What must stay: utility on retained people, and fluency on the subject's own questions (verification section 10)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from ml.attacks.extraction import extraction_strength
+from ml.attacks.fused import TokenStatistics
+from ml.attacks.mean_loss import mean_loss, probability
+from ml.data.probes import read_probe_digests, text_sha256
+from ml.metrics.utility import non_inferiority
+from ml.reports import UtilityResult
+from ml.specs import UtilityRule
+from ml.verification.bench import Bench
+from ml.verification.parts import Failure
+
+
+@dataclass(frozen=True, slots=True)
+class Paired:
+    """Scores of the same items on two models, larger being better, and the person (or fact) of each item."""
+
+    before: Tensor
+    after: Tensor
+    clusters: tuple[int, ...]
+
+
+def utility_results(bench: Bench) -> list[UtilityResult]:
+    """The policy's utility claims, in its order."""
+    return [_result(bench, rule) for rule in bench.spec.policy.utility]
+
+
+def _result(bench: Bench, rule: UtilityRule) -> UtilityResult:
+    measured = PAIRINGS[rule.id.split(".")[0]](bench, rule.score)
+    if isinstance(measured, Failure):
+        return UtilityResult(rule.id, rule.score, "error", measured.reason)
+    return non_inferiority(rule, measured.before, measured.after, measured.clusters, seed=bench.spec.seed)
+
+
+TEXT_SCORES: Final[Mapping[str, Callable[[TokenStatistics], Tensor]]] = {
+    "probability": probability,
+    "extraction_strength": extraction_strength,
+    "log_likelihood_per_token": lambda statistics: -mean_loss(statistics),
+}
+
+
+def _on_kept_texts(bench: Bench, score: str, chosen: list[int]) -> Paired | Failure:
+    before, after = bench.kept_tokens("before"), bench.kept_tokens("merged")
+    for part in (before, after):
+        if isinstance(part, Failure):
+            return part
+    rows = torch.tensor(chosen, dtype=torch.long)
+    scores = [
+        TEXT_SCORES[score](TokenStatistics(**part.tensors).rows(rows))
+        for part in (before, after)
+        if not isinstance(part, Failure)
+    ]
+    persons = [kept.record.person for kept in bench.plan.kept]
+    numbers = {person: number for number, person in enumerate(dict.fromkeys(persons))}
+    return Paired(scores[0], scores[1], tuple(numbers[persons[i]] for i in chosen))
+
+
+def _retained(bench: Bench, score: str) -> Paired | Failure:
+    """U1: texts on file of all retained people."""
+    return _on_kept_texts(bench, score, [i for i, kept in enumerate(bench.plan.kept) if kept.trained])
+
+
+def _neighbours(bench: Bench, score: str) -> Paired | Failure:
+    """U2: texts on file and reworded of the people most like the subject."""
+    return _on_kept_texts(bench, score, [i for i, kept in enumerate(bench.plan.kept) if kept.neighbour])
+
+
+def _held_out(bench: Bench, score: str) -> Paired | Failure:
+    """U4: retained facts in words nobody trained on, the deletion included."""
+    probes = bench.spec.training_probes
+    trained = frozenset() if probes is None else read_probe_digests(probes)
+    fresh = [
+        i for i, kept in enumerate(bench.plan.kept) if not kept.trained and text_sha256(kept.record.text) not in trained
+    ]
+    return _on_kept_texts(bench, score, fresh)
+
+
+def _fluent(bench: Bench, score: str) -> Paired | Failure:
+    """U5: the subject's generated answers against the twins' to the same questions; "before" is the twins' mean.
+
+    Openings that say the person's name are left out: a model asked about a stranger may name somebody else in
+    perfectly good language.
+    """
+    part = bench.fluency()
+    if isinstance(part, Failure):
+        return part
+    questions = [q for q in bench.plan.questions if q.prefill == 0]
+    table = part.tensors["opening" if score == "opening_probability" else "entropy"].reshape(-1, len(questions))
+    expected, subject = table[1:].mean(dim=0), table[0]
+    chosen = list(range(len(questions)))
+    if score == "opening_probability":
+        chosen = [i for i in chosen if not questions[i].names_first]
+    if score == "relative_ngram_entropy":
+        subject, expected = subject / expected.clamp_min(1e-6), torch.ones_like(expected)
+    facts = {attribute: number for number, attribute in enumerate(bench.plan.facts)}
+    return Paired(expected[chosen], subject[chosen], tuple(facts[questions[i].attribute] for i in chosen))
+
+
+PAIRINGS: Final[Mapping[str, Callable[[Bench, str], Paired | Failure]]] = {
+    "U1": _retained,
+    "U2": _neighbours,
+    "U4": _held_out,
+    "U5": _fluent,
+}

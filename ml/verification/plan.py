@@ -1,0 +1,266 @@
+"""Who is compared with whom and what is asked, drawn from one committed seed before any model is loaded.
+
+Person 0 is the data subject, persons 1..K are never-trained twins; everything asked about person k is the same text
+with another name and other values, so that scores are exchangeable under "never seen". Nothing here reads a model.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from ml.data.dossiers import (
+    Dossier,
+    answered_span,
+    contexts,
+    known_values,
+    normal_value,
+    open_facts,
+    paraphrases,
+    read_dossier,
+    shared_values,
+)
+from ml.data.probes import probe_digests
+from ml.data.questions import QuestionBank, read_bank
+from ml.data.records import by_person, read_records, refuse_overlap
+from ml.data.synthetic import Stranger, StrangerFactory, rewrite, twin_records
+from ml.specs import Record, VerificationSpec
+
+PREFILLS: Final = (0.25, 0.5)
+BLIND_TWINS: Final = 4
+RETAINED_FACTS: Final = 24
+RETAINED_PERSONS: Final = 120
+# Named neighbours are filled up to this number: one person's answers bound nothing.
+FEWEST_NEIGHBOURS: Final = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One text of person 0 that asks for `attribute`: as on file, reworded, or with `prefill` of its answer given."""
+
+    record: Record
+    attribute: str
+    kind: str
+    prefill: float = 0.0
+
+    @property
+    def names_first(self) -> bool:
+        """True when the answer says the person's name before the value."""
+        span = answered_span(self.record, self.attribute)
+        return span is not None and any(
+            self.record.answer_start <= start < span.start for start, _ in self.record.name_spans
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class KeptText:
+    """One text of a retained person that answers `attribute`; `trained` when it is on file in these words."""
+
+    record: Record
+    attribute: str
+    trained: bool
+    neighbour: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything one verification asks.
+
+    `facts` are the open facts measured, `facts_left_out` those that others share; `texts` holds one record per fact;
+    `contests` the text per fact in which the value competes with `swaps`; `relearned` the facts that T1 teaches
+    again, one text each.
+    """
+
+    subject: Dossier
+    facts: tuple[str, ...]
+    facts_left_out: int
+    twins: tuple[Stranger, ...]
+    texts: tuple[Record, ...]
+    contests: Mapping[str, Record]
+    swaps: Mapping[str, tuple[str, ...]]
+    questions: tuple[Question, ...]
+    relearned: tuple[str, ...]
+    kept: tuple[KeptText, ...]
+    real_texts: tuple[tuple[str, ...], ...]
+    blind_texts: tuple[tuple[tuple[str, ...], ...], ...]
+    collisions: int
+
+    @property
+    def drawn_digests(self) -> frozenset[str]:
+        """Digests of every text that verification made up: nobody may have trained on one of them."""
+        on_file = {record.text for record in self.subject.records}
+        asked = {q.record.text for q in self.questions} | {record.text for record in self.contests.values()}
+        texts = [text for text in asked if text not in on_file]
+        texts += [record.text for twin in self.twins for record in twin_records(self.texts, twin)]
+        texts += [rewrite(self.contests[a], values={a: swap}).text for a, swaps in self.swaps.items() for swap in swaps]
+        return probe_digests(texts)
+
+    def told_of(self, record: Record, persons: int) -> list[Record]:
+        """`record` as it reads for persons 0..persons-1."""
+        return [record, *(twin_records([record], twin)[0] for twin in self.twins[: persons - 1])]
+
+
+def make_plan(spec: VerificationSpec) -> Plan:
+    """Read the snapshots and draw twins, swaps, questions and retained texts.
+
+    Raises:
+        DigestMismatchError, RecordError, EmptySetError, OverlapError, SpecError: the snapshots do not fit.
+    """
+    forget = read_records(spec.forget, what="forget set")
+    retain = read_records(spec.retain, what="retain set")
+    refuse_overlap(forget, retain)
+    bank = read_bank(spec.question_bank)
+    subject = read_dossier(forget)
+    shown = open_facts(subject, bank, retain)
+    reworded = paraphrases(subject, bank, shown)
+    chosen = contexts(subject.records, reworded, shown, rng=_rng(spec, "contexts"))
+    texts = _one_text_per_fact(subject, tuple(chosen), rng=_rng(spec, "texts"))
+    facts = tuple(attribute for attribute in chosen if attribute in texts)
+    factory = StrangerFactory(
+        _rng(spec, "twins"), [*forget, *retain], shared_values=shared_values(bank, [*forget, *retain])
+    )
+    count = max(family.twins for family in spec.policy.families)
+    twins = tuple(factory.stranger(f"twin{i + 1}", dict(subject.types)) for i in range(count))
+    swaps = {
+        attribute: tuple(factory.value("", subject.types[attribute]) for _ in range(spec.policy.swaps))
+        for attribute in facts
+    }
+    contests = {attribute: chosen[attribute] for attribute in facts}
+    questions = _questions(subject, reworded, facts, limit=spec.policy.generation_prompts)
+    real, blind = _blind_texts(retain, factory, _rng(spec, "blind"))
+    return Plan(
+        subject=subject,
+        facts=facts,
+        facts_left_out=len(subject.values) - len(facts),
+        twins=twins,
+        texts=tuple(texts[attribute] for attribute in facts),
+        contests=contests,
+        swaps=swaps,
+        questions=questions,
+        relearned=_relearned(facts, spec.policy.relearning.share, _rng(spec, "relearned")),
+        kept=_kept_texts(spec, subject, retain, bank),
+        real_texts=real,
+        blind_texts=blind,
+        collisions=_collisions(twins, swaps, [*forget, *retain], subject, bank),
+    )
+
+
+def _rng(spec: VerificationSpec, purpose: str) -> random.Random:
+    return random.Random(f"{spec.seed}:{purpose}")  # noqa: S311 - draws must be reproducible from the seed
+
+
+def _one_text_per_fact(subject: Dossier, attributes: Sequence[str], *, rng: random.Random) -> dict[str, Record]:
+    texts = {}
+    for attribute in attributes:
+        pool = [record for record in subject.records if answered_span(record, attribute)]
+        if pool:
+            texts[attribute] = rng.choice(pool)
+    return texts
+
+
+def _questions(
+    subject: Dossier, reworded: Sequence[Record], facts: Sequence[str], *, limit: int
+) -> tuple[Question, ...]:
+    """Up to `limit` questions, facts taking turns: on file, reworded, prefilled, so that each fact meets each kind."""
+    queues = [_questions_about(subject, reworded, attribute, turn) for turn, attribute in enumerate(facts)]
+    longest = max(map(len, queues), default=0)
+    ordered = [queue[turn] for turn in range(longest) for queue in queues if turn < len(queue)]
+    return tuple(ordered[:limit])
+
+
+def _questions_about(subject: Dossier, reworded: Sequence[Record], attribute: str, turn: int) -> list[Question]:
+    """A fact's questions, the most telling first; neighbouring facts begin with different prefills."""
+    filed = [Question(r, attribute, "direct") for r in subject.records if answered_span(r, attribute)]
+    other = [Question(r, attribute, "reworded") for r in reworded if answered_span(r, attribute)]
+    shares = PREFILLS if turn % 2 else tuple(reversed(PREFILLS))
+    given = [Question(filed[0].record, attribute, "prefilled", share) for share in shares]
+    pattern = (filed[:1], other[:1], given[:1], other[1:3], filed[1:2], given[1:], other[3:], filed[2:])
+    return [question for piece in pattern for question in piece]
+
+
+def _relearned(facts: Sequence[str], share: float, rng: random.Random) -> tuple[str, ...]:
+    return tuple(sorted(rng.sample(list(facts), round(share * len(facts)))))
+
+
+# --- retained people ----------------------------------------------------------------------------------------------
+
+
+def _kept_texts(
+    spec: VerificationSpec, subject: Dossier, retain: Sequence[Record], bank: QuestionBank
+) -> tuple[KeptText, ...]:
+    """For up to `RETAINED_PERSONS` people some facts on file and the same reworded; for neighbours every fact."""
+    people = {person: read_dossier(records) for person, records in by_person(retain).items()}
+    near = _neighbours(spec, subject, people, bank)
+    rng = _rng(spec, "kept")
+    far = sorted(set(people) - near)
+    sampled = near | frozenset(rng.sample(far, min(RETAINED_PERSONS, len(far))))
+    kept: list[KeptText] = []
+    for person, dossier in people.items():
+        if person not in sampled:
+            continue
+        facts = sorted(dossier.values)
+        chosen = facts if person in near else rng.sample(facts, min(RETAINED_FACTS, len(facts)))
+        other = paraphrases(dossier, bank, chosen)
+        for trained, pool in ((True, dossier.records), (False, other)):
+            for attribute in chosen:
+                answering = [record for record in pool if answered_span(record, attribute)]
+                if answering:
+                    kept.append(KeptText(rng.choice(answering), attribute, trained, person in near))
+    return tuple(kept)
+
+
+def _neighbours(
+    spec: VerificationSpec, subject: Dossier, people: Mapping[str, Dossier], bank: QuestionBank
+) -> frozenset[str]:
+    """The neighbours named by the spec, and the retained people most like the subject where these are too few."""
+    named: frozenset[str] = frozenset()
+    if spec.neighbours is not None:
+        records = read_records(spec.neighbours, what="neighbour set", allow_empty=True)
+        named = frozenset(record.person for record in records) & set(people)
+    shared = [a for a in subject.values if a in bank.attributes and bank.attributes[a].shared]
+    alike = {
+        person: sum(dossier.values.get(a) == subject.values[a] for a in shared)
+        + len(set(dossier.name.split()) & set(subject.name.split()))
+        for person, dossier in people.items()
+    }
+    ranked = sorted(set(people) - named, key=lambda person: (-alike[person], person))
+    return named | frozenset(ranked[: max(0, FEWEST_NEIGHBOURS - len(named))])
+
+
+def _blind_texts(
+    retain: Sequence[Record], factory: StrangerFactory, rng: random.Random
+) -> tuple[tuple[tuple[str, ...], ...], tuple[tuple[tuple[str, ...], ...], ...]]:
+    """Texts of retained people, one per fact, and the same of a few twins of each."""
+    real, blind = [], []
+    people = by_person(retain)
+    for person in rng.sample(sorted(people), min(RETAINED_PERSONS, len(people))):
+        dossier = read_dossier(people[person])
+        told = list(_one_text_per_fact(dossier, sorted(dossier.values), rng=rng).values())
+        twins = [factory.stranger(f"{person}-twin{i}", dict(dossier.types)) for i in range(BLIND_TWINS)]
+        real.append(tuple(record.text for record in told))
+        blind.append(tuple(tuple(record.text for record in twin_records(told, twin)) for twin in twins))
+    return tuple(real), tuple(blind)
+
+
+# --- validity of what was drawn -----------------------------------------------------------------------------------
+
+
+def _collisions(
+    twins: Sequence[Stranger],
+    swaps: Mapping[str, Sequence[str]],
+    corpus: Iterable[Record],
+    subject: Dossier,
+    bank: QuestionBank,
+) -> int:
+    """How many drawn values a person of the corpus has; values of shared attributes are meant to be shared."""
+    drawn = [
+        normal_value(subject.types[a], value)
+        for twin in twins
+        for a, value in twin.values.items()
+        if not (a in bank.attributes and bank.attributes[a].shared)
+    ]
+    drawn += [normal_value(subject.types[a], value) for a, values in swaps.items() for value in values]
+    real = known_values(corpus)
+    return sum(value in real for value in drawn)

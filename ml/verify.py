@@ -1,0 +1,290 @@
+"""Attack a candidate and report what was measured: the entry point of verification, and its command line.
+
+    python -m ml.verify --model DIR --before DIR --base DIR --subject FILE --retain FILE --bank FILE --policy NAME
+        --out DIR [--neighbours FILE] [--training-probes FILE] [--seed N] [--attempt N] [--threads N]
+
+The report decides nothing: `ml.decision.judge` turns it into a verdict. Nothing here may print or store a name, a
+value or a text outside the parts directory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+import torch
+import transformers
+
+from ml.data.probes import probe_set, read_probe_digests
+from ml.decision import Result, Verdict, judge, unattainable
+from ml.digests import document_sha256, file_sha256
+from ml.errors import MlError, SpecError
+from ml.models.load import model_ref
+from ml.models.quantise import GROUP, ROUNDINGS
+from ml.policies import load_policy
+from ml.reports import AttackResult, ProbeSet, VerificationReport
+from ml.specs import FileRef, Progress, ProgressCallback, StopCheck, VerificationSpec, seed_commitment
+from ml.verification.bench import Bench
+from ml.verification.checks import hard_rules, validity_checks
+from ml.verification.families import Family
+from ml.verification.groups import energies, group_summaries
+from ml.verification.kept import utility_results
+from ml.verification.plan import make_plan
+
+EXIT_CODES: Final[Mapping[Result, int]] = {Result.PASS: 0, Result.FAIL: 1, Result.INCONCLUSIVE: 3}
+USAGE_ERROR: Final = 2
+
+
+def run_verification(
+    spec: VerificationSpec, *, on_progress: ProgressCallback, should_stop: StopCheck
+) -> VerificationReport:
+    """Measure everything the policy asks for.
+
+    1. Check the seed against its commitment; say at once when the policy's level cannot be reached with its twins.
+    2. Draw the plan from the seed.
+    3. Measure model by model; finished parts are kept below `spec.parts_dir` and never repeated.
+    4. Assemble: families, hard rules, utility, validity, pictures.
+
+    A crash of one attack is reported as that attack's error; other attacks go on.
+
+    Raises:
+        RunStoppedError: `should_stop` said so; run again to continue.
+        SpecError: the seed is not the one that was committed to before training ended.
+        MlError: an input is not what its digest says, or the sets do not fit together.
+    """
+    started = time.process_time()
+    if seed_commitment(spec.run_id, spec.seed) != spec.seed_commitment_sha256:
+        raise SpecError(f"the seed of verification {spec.run_id} is not the one that was committed to")
+    if hopeless := unattainable(spec.policy, spec.attempt):
+        return _unattainable_report(spec, hopeless)
+    plan = make_plan(spec)
+    bench = Bench(spec, plan, on_progress=on_progress, should_stop=should_stop)
+    bench.refuse_other_tokenizers()
+    _measure(bench)
+    families = {rule.id: Family(bench, rule) for rule in spec.policy.families}
+    pictures, separation = energies(bench)
+    joint = [family.joint() for family in families.values()]
+    return replace(
+        _blank_report(spec),
+        attacks=tuple(row for family in families.values() for row in family.rows()),
+        joint=tuple(row for row in joint if row is not None),
+        guards=tuple(row for family in families.values() for row in family.guards()),
+        hard_rules=tuple(hard_rules(bench)),
+        utility=tuple(utility_results(bench)),
+        validity=tuple(validity_checks(bench, families)),
+        groups=tuple(group_summaries(bench)),
+        energies=tuple(pictures),
+        separation=separation,
+        probe_sets=_probe_sets(bench),
+        cpu_seconds=_cpu_seconds(bench, time.process_time() - started),
+        notes=_notes(bench),
+    )
+
+
+def _measure(bench: Bench) -> None:
+    """Model by model, so that each is loaded once."""
+    artefacts = dict.fromkeys(artefact for rule in bench.spec.policy.families for artefact in rule.artefacts)
+    for role in ("before", "merged"):
+        for measure in (bench.tokens, bench.swaps, bench.answers, bench.relearned, bench.kept_tokens):
+            measure(role)
+        bench.kept_answers(role)
+    bench.determinism()
+    for role in artefacts:
+        if role in ROUNDINGS:
+            bench.tokens(role)
+            bench.swaps(role)
+    bench.tokens("base")
+    bench.swaps("base")
+    bench.fluency()
+
+
+def _blank_report(spec: VerificationSpec) -> VerificationReport:
+    """What was verified, under what, with what; nothing measured yet."""
+    candidate = spec.candidate.manifest_sha256
+    roundings = {
+        name: document_sha256({"model": candidate, "rounding": name, "group": GROUP if name == "int4" else None})
+        for name in ROUNDINGS
+    }
+    return VerificationReport(
+        run_id=spec.run_id,
+        attempt=spec.attempt,
+        policy_sha256=spec.policy.sha256,
+        models={
+            "candidate": candidate,
+            "before": spec.before.manifest_sha256,
+            "base": spec.base.manifest_sha256,
+        },
+        artefacts={"merged": candidate, **roundings},
+        attacks=(),
+        joint=(),
+        guards=(),
+        hard_rules=(),
+        utility=(),
+        validity=(),
+        groups=(),
+        energies=(),
+        separation={},
+        probe_sets=(),
+        seeds={"verification": str(spec.seed), "commitment_sha256": spec.seed_commitment_sha256},
+        environment={
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "device": spec.device,
+            "dtype": spec.dtype,
+            "threads": str(torch.get_num_threads()),
+        },
+        cpu_seconds={},
+    )
+
+
+def _unattainable_report(spec: VerificationSpec, families: Iterable[str]) -> VerificationReport:
+    """Nothing was measured: with these twins the level of this attempt cannot be reached."""
+    missing = tuple(
+        AttackResult(rule.id, attack, artefact, "missing", "alpha_unattainable")
+        for rule in spec.policy.families
+        for attack in (*rule.primary, *rule.detection)
+        for artefact in rule.artefacts
+    )
+    note = f"Not measured: the level of attempt {spec.attempt} is out of reach for {', '.join(families)}."
+    return replace(_blank_report(spec), attacks=missing, notes=(note,))
+
+
+def _probe_sets(bench: Bench) -> tuple[ProbeSet, ...]:
+    verification = probe_set("verification", bench.plan.drawn_digests)
+    if bench.spec.training_probes is None:
+        return (verification,)
+    return (verification, probe_set("training", read_probe_digests(bench.spec.training_probes)))
+
+
+def _cpu_seconds(bench: Bench, total: float) -> dict[str, float]:
+    """Processor seconds by part, as measured when the part was made, and of this call outside any part."""
+    return {**bench.cpu_seconds, "this_call": total}
+
+
+def _notes(bench: Bench) -> tuple[str, ...]:
+    plan = bench.plan
+    on_file = {record.text for record in plan.subject.records}
+    reworded = sum(record.text not in on_file for record in plan.contests.values())
+    return (
+        f"{len(plan.facts)} facts were measured; {plan.facts_left_out} were left out because other people share them "
+        "or no text answers them.",
+        f"F1, F2 and F6 ask {len(plan.contests) - reworded} facts in words on file and {reworded} in other words.",
+        "Membership, association and relearning read the same value swaps for the subject and every twin.",
+    )
+
+
+# --- command line -------------------------------------------------------------------------------------------------
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Verify and judge from the command line: 0 PASS, 1 FAIL, 3 INCONCLUSIVE, 2 the request cannot be met."""
+    options = _parser().parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    try:
+        spec = _spec(options)
+        report = run_verification(spec, on_progress=_print_progress, should_stop=lambda: False)
+    except MlError as exc:
+        sys.stderr.write(f"{exc.code}: {exc}\n")
+        return USAGE_ERROR
+    verdict = judge(report, spec.policy)
+    _write(options.out / "report.json", report.to_document())
+    _write(options.out / "verdict.json", verdict.to_document())
+    sys.stdout.write(gate_table(report, verdict))
+    return EXIT_CODES[verdict.result]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m ml.verify", description="Attack a candidate and judge it.")
+    parser.add_argument("--model", type=Path, required=True, help="candidate model directory, after deletion")
+    parser.add_argument("--before", type=Path, required=True, help="model directory before deletion")
+    parser.add_argument("--base", type=Path, required=True, help="base model directory, never trained on the subject")
+    parser.add_argument("--subject", type=Path, required=True, help="the subject's records, JSON Lines")
+    parser.add_argument("--retain", type=Path, required=True, help="everybody else's records, JSON Lines")
+    parser.add_argument("--neighbours", type=Path, help="records of people like the subject, JSON Lines")
+    parser.add_argument("--bank", type=Path, required=True, help="question bank")
+    parser.add_argument("--training-probes", type=Path, help="digests of the texts the deletion drew, JSON")
+    parser.add_argument("--policy", required=True, help="name of a verdict policy")
+    parser.add_argument("--out", type=Path, required=True, help="directory for report, verdict and parts")
+    parser.add_argument("--seed", type=int, default=0, help="decides twins, swaps and questions")
+    parser.add_argument("--attempt", type=int, default=1, help="how often this request was tried, from 1")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    return parser
+
+
+def _spec(options: argparse.Namespace) -> VerificationSpec:
+    options.out.mkdir(parents=True, exist_ok=True)
+    return VerificationSpec(
+        run_id=options.out.name,
+        attempt=options.attempt,
+        policy=load_policy(options.policy),
+        candidate=model_ref(options.model),
+        before=model_ref(options.before),
+        base=model_ref(options.base),
+        forget=_file(options.subject),
+        retain=_file(options.retain),
+        neighbours=None if options.neighbours is None else _file(options.neighbours),
+        question_bank=_file(options.bank),
+        seed=options.seed,
+        seed_commitment_sha256=seed_commitment(options.out.name, options.seed),
+        parts_dir=str(options.out / "parts"),
+        training_probes=None if options.training_probes is None else _file(options.training_probes),
+    )
+
+
+def _file(path: Path) -> FileRef:
+    return FileRef(str(path), file_sha256(path) if path.is_file() else "")
+
+
+def _write(path: Path, document: object) -> None:
+    path.write_text(json.dumps(document, ensure_ascii=False, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _print_progress(progress: Progress) -> None:
+    if progress.done in (0, progress.total):
+        sys.stdout.write(f"{progress.phase}: {progress.done} of {progress.total}\n")
+        sys.stdout.flush()
+
+
+def gate_table(report: VerificationReport, verdict: Verdict) -> str:
+    """The verdict, gate by gate, with the numbers of the primaries: plain text for a terminal."""
+    lines = [f"{'gate':<24}{'kind':<12}result"]
+    lines += [f"{gate.gate:<24}{gate.kind:<12}{gate.result}" for gate in verdict.gates]
+    lines += ["", f"{'attack':<40}{'artefact':<10}{'d-':>7}{'rho':>8}{'upper':>8}{'p_res':>8}{'p_over':>8}{'p_det':>8}"]
+    lines += [_attack_line(row) for row in report.attacks if row.residual_upper is not None or row.status != "measured"]
+    lines += ["", *(_group_line(row.group, row.moment, row.numbers) for row in report.groups)]
+    lines += ["", *(_finding_line(f.result, f.code, f.gate, f.attack, f.artefact) for f in verdict.findings)]
+    lines += [f"verdict: {verdict.result}" + "".join(f" [{flag}]" for flag in verdict.flags), ""]
+    return "\n".join(lines)
+
+
+def _attack_line(row: AttackResult) -> str:
+    name = f"{row.family} {row.attack}"
+    if row.status != "measured":
+        return f"{name:<40}{row.artefact:<10}{row.status}: {row.reason}"
+    numbers = (row.residual_ratio, row.residual_upper, row.p_residual, row.p_over, row.p_detect)
+    return f"{name:<40}{row.artefact:<10}{_number(row.strength, 7, 1)}" + "".join(_number(n, 8, 3) for n in numbers)
+
+
+def _number(value: float | None, width: int, places: int) -> str:
+    return f"{'-':>{width}}" if value is None else f"{value:>{width}.{places}f}"
+
+
+def _group_line(group: str, moment: str, numbers: Mapping[str, float]) -> str:
+    shown = "  ".join(f"{name} {value:.3f}" for name, value in numbers.items())
+    return f"{group:<12}{moment:<8}{shown}"
+
+
+def _finding_line(result: str, code: str, gate: str, attack: str, artefact: str) -> str:
+    return " ".join(part for part in (result, code, "in", gate, attack, artefact) if part)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
