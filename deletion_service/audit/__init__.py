@@ -1,0 +1,1 @@
+"""The audit trail: ids and reason codes, sealed into a hash chain."""
