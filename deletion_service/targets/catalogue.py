@@ -1,0 +1,201 @@
+"""Trained models, their versions, and which records each version learned from."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from datetime import date
+from typing import Any, Final
+
+from django.db import IntegrityError, transaction
+
+from deletion_service.audit import trail
+from deletion_service.errors import InvalidInputError, NotFoundError, RegistryError, UnknownModelError
+from deletion_service.targets.models import ModelVersion, TrainedModel, TrainingManifest, TrainingManifestEntry
+from deletion_service.targets.registries import ModelRegistry, open_registry
+from deletion_service.targets.sources import open_source
+from deletion_service.targets.statuses import VersionStatus
+from ml.digests import model_manifest
+
+_SHA256: Final = re.compile(r"[0-9a-f]{64}")
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+_ALIAS: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_RESERVED_ALIAS: Final = re.compile(r"latest|v[0-9]+")
+MAX_MANIFEST_ENTRIES: Final = 1_000_000
+
+
+def record_sha256(record_id: str) -> str:
+    """Return the digest by which training manifests name a record."""
+    return hashlib.sha256(record_id.encode()).hexdigest()
+
+
+def find_model(name: str) -> TrainedModel:
+    """Return the model called `name`, or raise `UnknownModelError`."""
+    try:
+        return TrainedModel.objects.get(name=name)
+    except TrainedModel.DoesNotExist:
+        raise UnknownModelError("no model of this name is registered; list models to see names") from None
+
+
+def check_model_names(names: Sequence[str]) -> None:
+    """Raise `UnknownModelError` naming the place of the first name that is not registered."""
+    known = set(TrainedModel.objects.filter(name__in=names).values_list("name", flat=True))
+    for index, name in enumerate(names):
+        if name not in known:
+            raise UnknownModelError(
+                "no model of this name is registered; list models to see names", pointer=f"/models/{index}"
+            )
+
+
+@transaction.atomic
+def register_model(
+    name: str, *, registry: Mapping[str, Any], sources: Sequence[Mapping[str, Any]], alias: str, actor: str
+) -> TrainedModel:
+    """Register a lineage of versions and where its training texts live.
+
+    Raises:
+        InvalidInputError: an unknown registry or source kind, a malformed name or alias, or a name that is taken.
+    """
+    if not _NAME.fullmatch(name):
+        raise InvalidInputError("a model name is 1 to 64 letters, digits and . _ -", pointer="/name")
+    if not _ALIAS.fullmatch(alias) or _RESERVED_ALIAS.fullmatch(alias):
+        raise InvalidInputError("an alias is 1 to 64 letters, digits, _ and -, not latest or v<n>", pointer="/alias")
+    open_registry(registry)
+    for source in sources:
+        open_source(source)
+    try:
+        with transaction.atomic():
+            model = TrainedModel.objects.create(name=name, registry=registry, sources=list(sources), alias=alias)
+    except IntegrityError as exc:
+        raise InvalidInputError("a model of this name is registered already", pointer="/name") from exc
+    trail.record(actor=actor, action="model.registered", obj=model)
+    return model
+
+
+@transaction.atomic
+def register_version(
+    model: TrainedModel,
+    *,
+    number: int,
+    kind: str,
+    actor: str,
+    parent: ModelVersion | None = None,
+    base: ModelVersion | None = None,
+    status: str = VersionStatus.REGISTERED,
+) -> ModelVersion:
+    """Record a version that the registry holds, with the digests recomputed from its files.
+
+    Raises:
+        NotFoundError: the registry has no such version.
+        RegistryError: its files are not what the registry says, or its alias serves another version.
+        InvalidInputError: a trained version without a base, or a second serving version.
+    """
+    if kind != ModelVersion.Kind.BASE and base is None:
+        raise InvalidInputError("name the base version that never saw the data in question", pointer="/base")
+    registry = open_registry(model.registry)
+    if status == VersionStatus.SERVING:
+        _check_serving(model, registry, number)
+    known = {v.number: v for v in registry.list_versions()}
+    if number not in known:
+        raise NotFoundError(f"the registry of {model.name} has no version {number}; publish it first")
+    manifest = model_manifest(registry.path(number))
+    if manifest.manifest_sha256 != known[number].manifest_sha256:
+        raise RegistryError(f"version {number} of {model.name} differs from its registered digest; do not use it")
+    version, created = ModelVersion.objects.get_or_create(
+        model=model,
+        number=number,
+        defaults={
+            "kind": kind,
+            "status": status,
+            "parent": parent,
+            "base": base,
+            "root_sha256": manifest.root_sha256,
+            "manifest_sha256": manifest.manifest_sha256,
+            "manifest": manifest.to_document(),
+        },
+    )
+    if created:
+        trail.record(actor=actor, action="version.registered", obj=version)
+    return version
+
+
+def _check_serving(model: TrainedModel, registry: ModelRegistry, number: int) -> None:
+    pointer = registry.resolve(model.alias)
+    if pointer is None or pointer.number != number:
+        raise RegistryError(f"alias {model.alias} of {model.name} does not point to version {number}; move it first")
+    if model.versions.filter(status=VersionStatus.SERVING).exclude(number=number).exists():
+        raise InvalidInputError(f"{model.name} has a serving version already; promotion alone replaces it")
+
+
+@transaction.atomic
+def record_training_manifest(
+    version: ModelVersion,
+    *,
+    dataset_name: str,
+    dataset_sha256: str,
+    record_digests: Sequence[str],
+    trained_on: date,
+    actor: str,
+) -> TrainingManifest:
+    """State which records a version learned from (compliance section 10.1); stated once, never changed.
+
+    Raises:
+        InvalidInputError: no digests, too many, a malformed one, or a second statement.
+    """
+    digests = sorted(set(record_digests))
+    if not digests or len(digests) > MAX_MANIFEST_ENTRIES:
+        raise InvalidInputError(f"1 to {MAX_MANIFEST_ENTRIES} record digests", pointer="/record_sha256")
+    if not _NAME.fullmatch(dataset_name):
+        raise InvalidInputError("a data set name is 1 to 64 letters, digits and . _ -", pointer="/dataset_name")
+    if not all(_SHA256.fullmatch(d) for d in [*digests, dataset_sha256]):
+        raise InvalidInputError("digests are 64 lower-case hexadecimal digits", pointer="/record_sha256")
+    if TrainingManifest.objects.filter(version=version).exists():
+        raise InvalidInputError(f"{version.pk} has a training manifest already; it cannot be changed")
+    manifest = TrainingManifest.objects.create(
+        version=version,
+        dataset_name=dataset_name,
+        dataset_sha256=dataset_sha256,
+        record_count=len(digests),
+        trained_on=trained_on,
+    )
+    TrainingManifestEntry.objects.bulk_create(
+        (TrainingManifestEntry(manifest=manifest, record_sha256=digest) for digest in digests), batch_size=2000
+    )
+    trail.record(actor=actor, action="version.manifest_recorded", obj=version)
+    return manifest
+
+
+def versions_that_learned(model: TrainedModel, record_ids: Sequence[str]) -> list[ModelVersion]:
+    """Return the versions of `model`, not yet retired, that learned from any of the records; oldest first."""
+    digests = [record_sha256(record_id) for record_id in record_ids]
+    found: set[str] = set()
+    for start in range(0, len(digests), 500):
+        entries = TrainingManifestEntry.objects.filter(
+            manifest__version__model=model, record_sha256__in=digests[start : start + 500]
+        )
+        found |= set(entries.values_list("manifest__version_id", flat=True).distinct())
+    versions = ModelVersion.objects.filter(pk__in=found).exclude(status=VersionStatus.RETIRED)
+    return list(versions.order_by("number"))
+
+
+def inherit_manifest(candidate: ModelVersion, *, without: Sequence[str], trained_on: date) -> TrainingManifest | None:
+    """State what an unlearned version still rests on: its parent's records without the forgotten ones."""
+    if candidate.parent is None or not hasattr(candidate.parent, "training_manifest"):
+        return None
+    parent = candidate.parent.training_manifest
+    gone = {record_sha256(record_id) for record_id in without}
+    kept = [d for d in parent.entries.values_list("record_sha256", flat=True) if d not in gone]
+    manifest, created = TrainingManifest.objects.get_or_create(
+        version=candidate,
+        defaults={
+            "dataset_name": parent.dataset_name,
+            "dataset_sha256": parent.dataset_sha256,
+            "record_count": len(kept),
+            "trained_on": trained_on,
+        },
+    )
+    if created:
+        rows = (TrainingManifestEntry(manifest=manifest, record_sha256=digest) for digest in kept)
+        TrainingManifestEntry.objects.bulk_create(rows, batch_size=2000)
+    return manifest

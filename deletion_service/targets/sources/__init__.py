@@ -1,0 +1,68 @@
+"""Training sources: where the texts a model learned from live. One Protocol, one connector a file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from deletion_service.errors import InvalidInputError
+from deletion_service.requests.intake import Identifier
+from ml.specs import Record
+
+ErasureAction = Literal["deleted", "tombstoned"]
+
+
+@dataclass(frozen=True, slots=True)
+class SourceRecord:
+    """One training text and the identifiers it carries."""
+
+    record: Record
+    identifiers: tuple[Identifier, ...]
+
+    def matches(self, wanted: frozenset[tuple[str, str]]) -> bool:
+        """Whether any identifier is among `wanted` (type, normalised value)."""
+        return any((i.type, i.normalised) in wanted for i in self.identifiers)
+
+
+class TrainingSource(Protocol):
+    """What Lethe needs of a place that holds training texts. Writes are idempotent."""
+
+    name: str
+
+    def records(self) -> Iterator[SourceRecord]:
+        """Yield every live record, in a stable order."""
+        ...
+
+    def question_bank(self) -> Path:
+        """Return the file that says how facts of this source can be asked."""
+        ...
+
+    def erase(self, record_ids: Sequence[str]) -> ErasureAction:
+        """Delete or tombstone records, so that no later training run can learn them."""
+        ...
+
+    def still_present(self, record_ids: Sequence[str]) -> int:
+        """Return how many of the records can still be read."""
+        ...
+
+
+def open_source(settings: Mapping[str, Any]) -> TrainingSource:
+    """Return the connector that one entry of a model's `sources` names.
+
+    Raises:
+        InvalidInputError: an unknown kind, or a name that is no name.
+    """
+    from deletion_service.targets.sources.jsonl_directory import JsonlDirectorySource  # noqa: PLC0415 - as above
+
+    kinds = {"jsonl_directory": JsonlDirectorySource.from_settings}
+    kind = settings.get("kind")
+    if kind not in kinds:
+        raise InvalidInputError(f"training source kinds are {', '.join(sorted(kinds))}", pointer="/sources/kind")
+    return kinds[kind](settings)
+
+
+def wanted_keys(identifiers: Sequence[Identifier]) -> frozenset[tuple[str, str]]:
+    """Return identifiers in the form that records are compared with."""
+    return frozenset((i.type, i.normalised) for i in identifiers)

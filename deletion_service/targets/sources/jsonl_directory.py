@@ -1,0 +1,130 @@
+"""A training source in a directory of JSON Lines: `records-*.jsonl` and `question_bank.json`.
+
+A line has the fields of `ml.specs.Record` except `person`, plus `identifiers`. A tombstone is a line with a record id
+and `"erased": true`. Files are rewritten beside themselves and renamed, so that a crash leaves the old or the new one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from django.conf import settings as django_settings
+
+from deletion_service.errors import InvalidInputError, SourceError
+from deletion_service.requests.intake import Identifier
+from deletion_service.targets.registries.directory import NAME
+from deletion_service.targets.sources import ErasureAction, SourceRecord
+from ml.errors import SpecError
+from ml.specs import record_from_document
+
+
+class JsonlDirectorySource:
+    """Records of one training source, one JSON object a line."""
+
+    def __init__(self, directory: Path, *, name: str, tombstones: bool) -> None:
+        self.name = name
+        self._directory = directory
+        self._tombstones = tombstones
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> JsonlDirectorySource:
+        """Open `name` below the source root of this deployment; a name is never a path."""
+        name = settings.get("name")
+        if not isinstance(name, str) or not NAME.fullmatch(name):
+            raise InvalidInputError("a source name has letters, digits, _ and -", pointer="/sources/name")
+        return cls(django_settings.SOURCE_ROOT / name, name=name, tombstones=settings.get("erase_by") == "tombstone")
+
+    def records(self) -> Iterator[SourceRecord]:
+        """Yield every live record in file and line order.
+
+        Raises:
+            SourceError: a line is malformed; the message names file and line, never content.
+        """
+        for path in self._files():
+            with path.open(encoding="utf-8") as lines:
+                for number, line in enumerate(lines, start=1):
+                    document = _parse(line, f"{path.name}, line {number}")
+                    if not document.get("erased"):
+                        yield _source_record(document, f"{path.name}, line {number}")
+
+    def question_bank(self) -> Path:
+        """Return the bank's path."""
+        path = self._directory / "question_bank.json"
+        if not path.is_file():
+            raise SourceError(f"training source {self.name} has no question_bank.json")
+        return path
+
+    def erase(self, record_ids: Sequence[str]) -> ErasureAction:
+        """Remove the records' lines, or leave tombstones where the source is set to."""
+        doomed = set(record_ids)
+        for path in self._files():
+            self._rewrite(path, doomed)
+        return "tombstoned" if self._tombstones else "deleted"
+
+    def still_present(self, record_ids: Sequence[str]) -> int:
+        """Return how many of the records are still readable, tombstones not counted."""
+        wanted = set(record_ids)
+        return sum(1 for found in self.records() if found.record.record_id in wanted)
+
+    def _files(self) -> list[Path]:
+        files = sorted(self._directory.glob("records-*.jsonl"))
+        if not files:
+            raise SourceError(f"training source {self.name} has no records-*.jsonl")
+        return files
+
+    def _rewrite(self, path: Path, doomed: set[str]) -> None:
+        kept, changed = [], False
+        with path.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, start=1):
+                document = _parse(line, f"{path.name}, line {number}")
+                if document.get("record_id") not in doomed or document.get("erased"):
+                    kept.append(line if line.endswith("\n") else f"{line}\n")
+                    continue
+                changed = True
+                if self._tombstones:
+                    kept.append(json.dumps({"record_id": document["record_id"], "erased": True}) + "\n")
+        if changed:
+            _replace(path, "".join(kept))
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_suffix(".part")
+    with temporary.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(path)
+
+
+def _parse(line: str, where: str) -> dict[str, Any]:
+    try:
+        document = json.loads(line)
+    except ValueError as exc:
+        raise SourceError(f"{where}: not JSON; repair the line") from exc
+    if not isinstance(document, dict):
+        raise SourceError(f"{where}: a record is a JSON object")
+    return document
+
+
+def _source_record(document: dict[str, Any], where: str) -> SourceRecord:
+    try:
+        identifiers = tuple(Identifier(str(i["type"]), str(i["value"])) for i in document.pop("identifiers"))
+    except (KeyError, TypeError) as exc:
+        raise SourceError(f"{where}: identifiers are objects with type and value") from exc
+    if not identifiers:
+        raise SourceError(f"{where}: a record without identifiers can never be found for its person")
+    try:
+        record = record_from_document({**document, "person": _person_key(identifiers)}, where=where)
+    except SpecError as exc:
+        raise SourceError(str(exc)) from exc
+    return SourceRecord(record, identifiers)
+
+
+def _person_key(identifiers: Sequence[Identifier]) -> str:
+    """What groups the records of one person: an e-mail address if there is one, else the first identifier."""
+    chosen = next((i for i in identifiers if i.type == "email"), identifiers[0])
+    return f"{chosen.type}:{chosen.normalised}"
