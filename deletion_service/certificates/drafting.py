@@ -1,0 +1,225 @@
+"""Gather the facts of a finished target and draft its statement. States only what has happened; what is still due is
+listed as pending with its date."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import date, timedelta
+
+from django.conf import settings
+from django.db import transaction
+from django.utils import timezone
+
+from deletion_service.audit import trail
+from deletion_service.certificates.canonical import time_text
+from deletion_service.certificates.envelope import sign_envelope
+from deletion_service.certificates.evaluation import DigestSet, Evaluation, evaluation_of
+from deletion_service.certificates.evidence import open_evidence
+from deletion_service.certificates.evidence_document import EvidenceDocument
+from deletion_service.certificates.facts import (
+    Approval,
+    Disposal,
+    ErasureFacts,
+    MethodFacts,
+    ModelBefore,
+    NamedDigest,
+    Pending,
+    Recipients,
+    RequestFacts,
+    Retirement,
+    Scope,
+    SourceResult,
+    Validity,
+    manifest_rows,
+)
+from deletion_service.certificates.forms import count_bucket
+from deletion_service.certificates.models import Certificate, CertificateEvent, Evidence, EvidenceDecision
+from deletion_service.certificates.signing import Signer
+from deletion_service.certificates.statement import build_statement, statement_bytes
+from deletion_service.ids import certificate_id
+from deletion_service.requests.codes import Capacity, DataClass, ReasonCode
+from deletion_service.requests.models import DisposalEvent, ErasureRequest
+from deletion_service.targets.models import (
+    ContaminatedVersion,
+    ErasureTarget,
+    ModelVersion,
+    SourceErasure,
+    UnlearningRun,
+)
+from deletion_service.targets.statuses import Verdict
+from ml.digests import ModelManifest, sha256_hex
+from ml.reports import UnlearningReport
+
+_INVALIDATED_IF = (
+    "the weights change",
+    "an adapter is added",
+    "a quantised build that is not listed is served",
+    "the model is trained again on data of the same person",
+)
+
+
+@transaction.atomic
+def draft_certificate(
+    target: ErasureTarget, decision: EvidenceDecision, *, evidence: Evidence, signer: Signer
+) -> Certificate:
+    """Build, validate and sign the statement of a finished target; a repetition returns the first draft.
+
+    The worker calls this inside its fenced transaction, holding the issuer key.
+    """
+    if drafted := Certificate.objects.filter(target=target, decision=decision).first():
+        return drafted
+    identifier = certificate_id()
+    facts = erasure_facts(target, decision, evidence=evidence, identifier=identifier)
+    payload = statement_bytes(build_statement(facts))
+    certificate = Certificate.objects.create(
+        id=identifier,
+        target=target,
+        evidence=evidence,
+        decision=decision,
+        verdict=evidence.verdict,
+        envelope=sign_envelope(payload, signers=[signer]).to_bytes(),
+        statement_sha256=sha256_hex(payload),
+        evidence_approver=decision.decided_by,
+    )
+    CertificateEvent.objects.create(certificate=certificate, new_status=Certificate.Status.DRAFTED, actor="worker")
+    trail.record(
+        actor="worker",
+        action="certificate.drafted",
+        obj=certificate,
+        reason=certificate.verdict,
+        request_id=target.request_id,
+    )
+    return certificate
+
+
+def erasure_facts(
+    target: ErasureTarget, decision: EvidenceDecision, *, evidence: Evidence, identifier: str
+) -> ErasureFacts:
+    """Return what is true of a target now, in the form a statement is built from."""
+    request, run = target.request, evidence.run
+    new_version = run.candidate or run.batch.before
+    document = open_evidence(evidence)
+    return ErasureFacts(
+        certificate_id=identifier,
+        issued_at=time_text(timezone.now()),
+        verdict=evidence.verdict,  # type: ignore[arg-type]  # the constraint on the row holds the same three words
+        capacity="processor" if request.capacity == Capacity.PROCESSOR else "controller",
+        request=RequestFacts(
+            id=request.pk,
+            regime=request.regime,
+            received_on=timezone.localdate(request.received_at).isoformat(),
+            subject_commitment=f"sha256:{request.subject.commitment_sha256}",
+            upstream_id=request.upstream_id or None,
+        ),
+        target_id=target.pk,
+        attempt=str(evidence.attempt),
+        model_name=target.model.name,
+        manifest=manifest_rows(ModelManifest.from_document(new_version.manifest)),
+        model_before=_named(run.batch.before),
+        method=_method(run),
+        scope=_scope(target),
+        evaluation=_evaluation(document, evidence, new_version),
+        verification_seed_commitment=f"sha256:{run.verification_seed_sha256}",
+        retirement=tuple(_retirements(target, released=evidence.verdict == Verdict.PASS)),
+        sources=tuple(_sources(target)),
+        recipients=Recipients("0", "0", "0"),
+        disposal=_disposal(request),
+        approvals=tuple(_approvals(request, decision)),
+        pending=tuple(_pending(request, target)),
+        key_custody=settings.KEY_CUSTODY,  # type: ignore[arg-type]  # its form is checked
+        validity=Validity(_recheck_by().isoformat(), _INVALIDATED_IF),
+        supersedes=None,
+    )
+
+
+def _evaluation(document: EvidenceDocument, evidence: Evidence, new_version: ModelVersion) -> Evaluation:
+    return evaluation_of(
+        document.judged_again(),
+        report=document.report,
+        policy=document.policy,
+        candidate_manifest_sha256=new_version.manifest_sha256,
+        evidence_sha256=evidence.sha256,
+    )
+
+
+def _named(version: ModelVersion) -> ModelBefore:
+    name = f"{version.model.name} version {version.number}"
+    return ModelBefore(name, DigestSet(version.root_sha256), version.manifest_sha256)
+
+
+def _method(run: UnlearningRun) -> MethodFacts:
+    report = None if run.report is None else UnlearningReport.from_document(run.report)
+    return MethodFacts(
+        name=run.method,
+        version=report.method_version if report else "not-run",
+        guarantee=report.guarantee if report else "empirical_approximate",  # type: ignore[arg-type]  # checked by form
+        code_digest=f"sha256:{report.code_sha256}" if report else None,
+        config_digest=f"sha256:{report.config_sha256}" if report else None,
+        image_digest=settings.IMAGE_DIGEST or None,
+        seeds=(run.seed,),
+    )
+
+
+def _scope(target: ErasureTarget) -> Scope:
+    before = target.batch.before if target.batch else None
+    manifest = getattr(before, "training_manifest", None)
+    datasets = () if manifest is None else (NamedDigest(manifest.dataset_name, DigestSet(manifest.dataset_sha256)),)
+    return Scope(
+        layers=("training", "finetuning", "weights", "outputs"),
+        record_count=count_bucket(target.record_count),
+        datasets=datasets,
+        descendants=(),
+    )
+
+
+def _retirements(target: ErasureTarget, *, released: bool) -> Iterator[Retirement]:
+    """What became of each version that learned from the person; nothing is retired unless a version was released."""
+    if not released:
+        return
+    for row in target.contaminated.select_related("version").order_by("version__number"):
+        yield Retirement(
+            digest=DigestSet(row.version.root_sha256),
+            action="retained" if row.action == ContaminatedVersion.Action.RETAIN else "deleted",
+            until=row.retain_until.isoformat() if row.retain_until else None,
+            probe=row.probe,  # type: ignore[arg-type]  # the same three words
+            probed_at=time_text(row.probed_at) if row.probed_at else None,
+        )
+
+
+def _sources(target: ErasureTarget) -> Iterator[SourceResult]:
+    for row in target.sources.order_by("name"):
+        yield SourceResult(
+            name=row.name,
+            action="kept" if row.action == SourceErasure.Action.PENDING else row.action,  # type: ignore[arg-type]
+            probe=row.probe,  # type: ignore[arg-type]  # the same three words
+            probed_at=time_text(row.probed_at) if row.probed_at else None,
+        )
+
+
+def _disposal(request: ErasureRequest) -> Disposal | None:
+    done = {e.data_class: e for e in DisposalEvent.objects.filter(request=request)}
+    if not {DataClass.PAYLOAD, DataClass.IDENTITY} <= done.keys():
+        return None
+    latest = max(event.at for event in done.values())
+    return Disposal("dek_destroyed", ("A", "B", "F"), time_text(latest), "none")
+
+
+def _approvals(request: ErasureRequest, decision: EvidenceDecision) -> Iterator[Approval]:
+    started = request.events.filter(reason=ReasonCode.START_APPROVED).order_by("-id").first()
+    person = request.starter or request.reviewer
+    if started is not None and person is not None:
+        yield Approval(person.role, time_text(started.at))
+    yield Approval(decision.role, time_text(decision.at))
+
+
+def _pending(request: ErasureRequest, target: ErasureTarget) -> Iterator[Pending]:
+    if request.sealed_items.filter(data_class=DataClass.CONTACT).exists():
+        due = timezone.localdate() + timedelta(days=settings.COMPLAINT_WINDOW_DAYS)
+        yield Pending("dispose_contact_data", due.isoformat())
+    for row in target.contaminated.filter(action=ContaminatedVersion.Action.RETAIN):
+        if row.retain_until:
+            yield Pending("dispose_retained_weights", row.retain_until.isoformat())
+
+
+def _recheck_by() -> date:
+    return timezone.localdate() + timedelta(days=settings.RECHECK_DAYS)

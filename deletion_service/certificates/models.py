@@ -1,0 +1,233 @@
+"""What was shown, and what do we sign? Digests, verdicts and signatures; nothing personal, ever."""
+
+from __future__ import annotations
+
+from django.db import models
+from django.db.models import F, Q
+
+from deletion_service.access.models import StaffMember
+from deletion_service.ids import ID_LENGTH, certificate_id, evidence_id, promotion_id
+from deletion_service.requests.models import ErasureRequest
+from deletion_service.targets.models import ErasureTarget, ModelVersion, TrainedModel, UnlearningRun
+from deletion_service.targets.statuses import Verdict
+
+_ID = ID_LENGTH + 4
+
+
+class VerdictPolicy(models.Model):
+    """A policy document as it was when first used. Append-only: a policy never changes under its name and version."""
+
+    name = models.CharField(max_length=64)
+    version = models.PositiveIntegerField()
+    purpose = models.CharField(max_length=16)
+    sha256 = models.CharField(max_length=64, unique=True)
+    document = models.JSONField()
+    recorded_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=("name", "version"), name="policy_version_is_unique"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.name} version {self.version}"
+
+
+class Evidence(models.Model):
+    """A sealed verification of one target in one run: canonical bytes, their digest, the verdict. Append-only."""
+
+    id = models.CharField(primary_key=True, max_length=_ID, default=evidence_id)
+    target = models.ForeignKey(ErasureTarget, on_delete=models.PROTECT, related_name="evidence")
+    run = models.ForeignKey(UnlearningRun, on_delete=models.PROTECT, related_name="evidence")
+    policy = models.ForeignKey(VerdictPolicy, on_delete=models.PROTECT, related_name="evidence")
+    attempt = models.PositiveIntegerField()
+    verdict = models.CharField(max_length=16, choices=Verdict)
+    document = models.BinaryField()
+    sha256 = models.CharField(max_length=64, unique=True)
+    sealed_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        ordering = ("target", "attempt")
+        constraints = [
+            models.UniqueConstraint(fields=("target", "run"), name="evidence_once_per_target_and_run"),
+            models.CheckConstraint(
+                condition=Q(verdict__in=["PASS", "FAIL", "INCONCLUSIVE"]), name="evidence_verdict_is_known"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.id}: {self.verdict}"
+
+
+class EvidenceDecision(models.Model):
+    """What a person decided on the evidence of one attempt. Append-only."""
+
+    class Choice(models.TextChoices):
+        RELEASE = "release", "release: every target passed"
+        RELEASE_PARTIAL = "release_partial", "release the targets that passed"
+        DECLINE = "decline", "release nothing"
+
+    class Reason(models.TextChoices):
+        ALL_GATES_PASSED = "all_gates_passed", "all gates of the policy passed"
+        PASSED_TARGETS_ONLY = "passed_targets_only", "the targets that passed should not wait for the others"
+        EVIDENCE_FAILED = "evidence_failed", "the evidence shows a leak or damage"
+        EVIDENCE_INCONCLUSIVE = "evidence_inconclusive", "the evidence does not suffice"
+        RETRAIN_PLANNED = "retrain_planned", "retraining without the data is planned"
+
+    request = models.ForeignKey(ErasureRequest, on_delete=models.PROTECT, related_name="evidence_decisions")
+    attempt = models.PositiveIntegerField()
+    round = models.PositiveIntegerField(default=1)
+    choice = models.CharField(max_length=16, choices=Choice)
+    reason = models.CharField(max_length=32, choices=Reason)
+    decided_by = models.ForeignKey(StaffMember, on_delete=models.PROTECT, related_name="+")
+    role = models.CharField(max_length=16)
+    at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        ordering = ("request", "attempt", "round")
+        constraints = [
+            models.UniqueConstraint(fields=("request", "attempt", "round"), name="evidence_decided_once_per_round"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.request_id} attempt {self.attempt}: {self.choice}"
+
+
+class Promotion(models.Model):
+    """A passing version becomes the one served. Decided here with a unique epoch, projected to the registry."""
+
+    class Status(models.TextChoices):
+        DECIDED = "decided", "decided"
+        CONFIRMED = "confirmed", "confirmed by read-back"
+        CONFLICT = "conflict", "conflict"
+
+    id = models.CharField(primary_key=True, max_length=_ID, default=promotion_id)
+    model = models.ForeignKey(TrainedModel, on_delete=models.PROTECT, related_name="promotions")
+    epoch = models.PositiveIntegerField()
+    target = models.ForeignKey(ErasureTarget, on_delete=models.PROTECT, related_name="promotions")
+    evidence = models.ForeignKey(Evidence, on_delete=models.PROTECT, related_name="promotions")
+    decision = models.ForeignKey(EvidenceDecision, on_delete=models.PROTECT, related_name="promotions")
+    from_version = models.ForeignKey(ModelVersion, on_delete=models.PROTECT, related_name="+")
+    to_version = models.ForeignKey(ModelVersion, on_delete=models.PROTECT, related_name="+")
+    status = models.CharField(max_length=16, choices=Status, default=Status.DECIDED)
+    decided_at = models.DateTimeField(auto_now_add=True)
+    confirmed_at = models.DateTimeField(null=True, blank=True)
+
+    class Meta:
+        ordering = ("model", "epoch")
+        constraints = [
+            models.UniqueConstraint(fields=("model", "epoch"), name="promotion_epoch_is_unique_per_model"),
+            models.UniqueConstraint(fields=("target", "decision"), name="promotion_once_per_decision"),
+            models.UniqueConstraint(
+                fields=("model",), condition=Q(status="decided"), name="one_pending_promotion_per_model"
+            ),
+            models.CheckConstraint(condition=~Q(from_version=F("to_version")), name="promotion_changes_the_version"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.model} epoch {self.epoch}: {self.status}"
+
+
+class Certificate(models.Model):
+    """A signed statement about one target. Only PASS is a certificate; everything else is an attempt report.
+
+    `evidence_approver` is copied from the decision when the statement is drafted and cannot change; the database
+    refuses the same person as `issued_by`.
+    """
+
+    class Status(models.TextChoices):
+        DRAFTED = "drafted", "drafted"
+        ISSUED = "issued", "issued"
+        PUBLISHED = "published", "published"
+        REVOKED = "revoked", "revoked"
+
+    id = models.CharField(primary_key=True, max_length=_ID, default=certificate_id)
+    target = models.ForeignKey(ErasureTarget, on_delete=models.PROTECT, related_name="certificates")
+    evidence = models.ForeignKey(Evidence, on_delete=models.PROTECT, related_name="certificates")
+    decision = models.ForeignKey(EvidenceDecision, on_delete=models.PROTECT, related_name="certificates")
+    verdict = models.CharField(max_length=16, choices=Verdict)
+    status = models.CharField(max_length=16, choices=Status, default=Status.DRAFTED)
+    envelope = models.BinaryField()
+    statement_sha256 = models.CharField(max_length=64, unique=True)
+    evidence_approver = models.ForeignKey(StaffMember, on_delete=models.PROTECT, related_name="+")
+    issued_by = models.ForeignKey(StaffMember, null=True, blank=True, on_delete=models.PROTECT, related_name="+")
+    drafted_at = models.DateTimeField(auto_now_add=True)
+    issued_at = models.DateTimeField(null=True, blank=True)
+    published_at = models.DateTimeField(null=True, blank=True)
+    log_proof = models.JSONField(null=True, blank=True)
+
+    class Meta:
+        ordering = ("drafted_at", "id")
+        constraints = [
+            models.UniqueConstraint(fields=("target", "decision"), name="certificate_once_per_decision"),
+            models.CheckConstraint(
+                condition=Q(issued_by=None) | ~Q(issued_by=F("evidence_approver")),
+                name="certificate_issued_by_a_second_person",
+            ),
+            models.CheckConstraint(
+                condition=Q(status="drafted", issued_by=None) | (~Q(status="drafted") & Q(issued_by__isnull=False)),
+                name="certificate_issued_if_and_only_if_a_person_did",
+            ),
+            models.CheckConstraint(
+                condition=~Q(status="published") | Q(log_proof__isnull=False), name="certificate_published_with_proof"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.id}: {self.verdict}, {self.status}"
+
+    @property
+    def title(self) -> str:
+        """What the document may be called."""
+        return "Erasure certificate" if self.verdict == Verdict.PASS else "Erasure attempt report"
+
+
+class CertificateEvent(models.Model):
+    """One move of a certificate. Append-only."""
+
+    certificate = models.ForeignKey(Certificate, on_delete=models.PROTECT, related_name="events")
+    old_status = models.CharField(max_length=16, blank=True, default="")
+    new_status = models.CharField(max_length=16)
+    actor = models.CharField(max_length=64)
+    at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        ordering = ("id",)
+
+    def __str__(self) -> str:
+        return f"{self.certificate_id}: {self.old_status or 'new'} to {self.new_status}"
+
+
+class LogEntry(models.Model):
+    """One leaf of the transparency log: a digest, never content. Append-only; indices have no gap."""
+
+    class Kind(models.TextChoices):
+        CERTIFICATE = "certificate", "certificate"
+        REVOCATION = "revocation", "revocation"
+
+    index = models.PositiveIntegerField(primary_key=True)
+    kind = models.CharField(max_length=16, choices=Kind)
+    certificate = models.ForeignKey(Certificate, on_delete=models.PROTECT, related_name="log_entries")
+    leaf_sha256 = models.CharField(max_length=64)
+    at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        ordering = ("index",)
+        constraints = [
+            models.UniqueConstraint(fields=("certificate", "kind"), name="log_entry_once_per_certificate_and_kind"),
+        ]
+
+    def __str__(self) -> str:
+        return f"leaf {self.index}"
+
+
+class LogCheckpoint(models.Model):
+    """A signed root of the log. Append-only."""
+
+    size = models.PositiveIntegerField(unique=True)
+    root_sha256 = models.CharField(max_length=64)
+    note = models.TextField()
+    at = models.DateTimeField(auto_now_add=True)
+
+    def __str__(self) -> str:
+        return f"checkpoint at {self.size}"
