@@ -1,0 +1,53 @@
+"""What a failed attempt leaves behind: evidence that nothing was shown, never silence."""
+
+from __future__ import annotations
+
+from django.db import transaction
+
+from deletion_service.certificates.policies import policy_of_run
+from deletion_service.targets.models import Job, UnlearningRun
+from ml.reports import VerificationReport
+from ml.specs import VerdictPolicy
+from workers.stages.verify import record_verdict
+
+
+@transaction.atomic
+def record_abandoned_attempt(job: Job) -> None:
+    """Seal a report in which every measurement is missing; the decision rule makes it INCONCLUSIVE."""
+    if job.target is None or job.run is None:
+        return
+    policy = policy_of_run(job.run.policy_name, job.run.policy_sha256)
+    report = empty_report(job.run, policy, reason=f"the {job.kind} job failed: {job.last_error or 'unknown'}")
+    record_verdict(job.target, job.run, report=report, policy=policy)
+
+
+def empty_report(run: UnlearningRun, policy: VerdictPolicy, *, reason: str) -> VerificationReport:
+    """Return a report that measured nothing, with the reason."""
+    before = run.batch.before
+    models = {
+        "before": before.manifest_sha256,
+        "base": before.base.manifest_sha256 if before.base else "",
+        # Without a candidate the report is about the model that stands unchanged.
+        "candidate": (run.candidate or before).manifest_sha256,
+    }
+    return VerificationReport(
+        run_id=run.pk,
+        attempt=run.attempt,
+        policy_sha256=policy.sha256,
+        models=models,
+        artefacts={},
+        attacks=(),
+        joint=(),
+        guards=(),
+        hard_rules=(),
+        utility=(),
+        validity=(),
+        groups=(),
+        energies=(),
+        separation={},
+        probe_sets=(),
+        seeds={"commitment_sha256": run.verification_seed_sha256},
+        environment={},
+        cpu_seconds={},
+        notes=(reason,),
+    )

@@ -1,0 +1,175 @@
+"""Rows to specs, reports to rows: the only translator between the service and `ml`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from django.conf import settings
+
+from deletion_service.errors import EvidenceMissingError, GuardError
+from deletion_service.requests.codes import DataClass
+from deletion_service.requests.payload import open_file, seal_file
+from deletion_service.targets.batching import verification_seed
+from deletion_service.targets.locate import sealed_matches
+from deletion_service.targets.models import ErasureTarget, ModelVersion, UnlearningRun
+from deletion_service.targets.registries import open_registry
+from deletion_service.targets.sources import TrainingSource, open_source
+from ml.digests import file_sha256, sha256_hex
+from ml.errors import EmptySetError
+from ml.specs import (
+    FileRef,
+    ModelRef,
+    Record,
+    UnlearningSpec,
+    VerdictPolicy,
+    VerificationSpec,
+    record_to_line,
+)
+from workers.workspace import run_directory
+
+BANK: Final = "question_bank"
+SETS: Final = ("forget", "retain", "neighbours")
+PROBES: Final = "training_probes"
+_JSON: Final = frozenset({BANK, PROBES})
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """The records of a source, divided for one target: the subject's, everybody else's, the neighbours'."""
+
+    forget: tuple[Record, ...]
+    retain: tuple[Record, ...]
+    neighbours: tuple[Record, ...]
+
+
+def take_snapshots(target: ErasureTarget, run: UnlearningRun) -> dict[str, dict[str, str | int]]:
+    """Read the sources once, seal the sets under the request's payload key, return their digests and sizes.
+
+    Raises:
+        EmptySetError: the subject's records, or everybody else's, are gone from the sources.
+    """
+    sources = [open_source(s) for s in target.model.sources]
+    if not sources:
+        raise GuardError(f"model {target.model.name} has no training source; register one")
+    bank = sources[0].question_bank().read_bytes()
+    split = split_records(target, sources, shared=shared_attributes(bank))
+    contents = {name: _lines(getattr(split, name)) for name in SETS} | {BANK: bank}
+    return {name: seal_set(target, run, name, content) for name, content in contents.items()}
+
+
+def seal_set(target: ErasureTarget, run: UnlearningRun, name: str, content: bytes) -> dict[str, str | int]:
+    """Seal one input of a run under the request's payload key; return its digest and number of lines."""
+    seal_file(target.request, DataClass.PAYLOAD, run_directory(run) / f"{name}.sealed", content)
+    return {"sha256": sha256_hex(content), "count": content.count(b"\n")}
+
+
+def split_records(target: ErasureTarget, sources: Sequence[TrainingSource], *, shared: frozenset[str]) -> Split:
+    """Divide all live records. Persons become pseudonyms by order of appearance: no identifier enters `ml`."""
+    wanted = {m.source: set(m.proven) for m in sealed_matches(target)}
+    pseudonyms: dict[str, str] = {}
+    forget: list[Record] = []
+    retain: list[Record] = []
+    for source in sources:
+        for found in source.records():
+            person = pseudonyms.setdefault(found.record.person, f"person-{len(pseudonyms):05d}")
+            record = replace(found.record, person=person)
+            (forget if record.record_id in wanted.get(source.name, ()) else retain).append(record)
+    if not forget:
+        raise EmptySetError("the data subject's records are no longer in the source; search again")
+    if not retain:
+        raise EmptySetError("the source holds nobody else's records; without retain data nothing can be protected")
+    return Split(tuple(forget), tuple(retain), tuple(_neighbours(forget, retain, shared)))
+
+
+def shared_attributes(bank: bytes) -> frozenset[str]:
+    """Return the attributes of a question bank whose values people share (employer, city)."""
+    attributes = json.loads(bank).get("attributes", {})
+    return frozenset(name for name, attribute in attributes.items() if attribute.get("shared"))
+
+
+def _neighbours(forget: Sequence[Record], retain: Sequence[Record], shared: frozenset[str]) -> Iterable[Record]:
+    """All records of people who share a value of a shared attribute with the data subject."""
+    values = {(f.attribute, r.value(f)) for r in forget for f in r.facts if f.attribute in shared}
+    near = {r.person for r in retain for f in r.facts if (f.attribute, r.value(f)) in values}
+    return (r for r in retain if r.person in near)
+
+
+def open_snapshots(target: ErasureTarget, run: UnlearningRun, folder: Path) -> dict[str, FileRef]:
+    """Write the sealed sets into a scratch folder and return references by their recorded digests."""
+    refs = {}
+    for name, described in run.snapshots.items():
+        path = folder / f"{name}.{'json' if name in _JSON else 'jsonl'}"
+        path.write_bytes(open_file(target.request, DataClass.PAYLOAD, run_directory(run) / f"{name}.sealed"))
+        if file_sha256(path) != described["sha256"]:
+            raise EvidenceMissingError(
+                f"the sealed {name} set of {run.pk} is not the recorded one; plan another attempt"
+            )
+        refs[name] = FileRef(str(path), str(described["sha256"]))
+    return refs
+
+
+def unlearning_spec(
+    target: ErasureTarget, run: UnlearningRun, refs: dict[str, FileRef], *, output: Path, checkpoints: Path
+) -> UnlearningSpec:
+    """Return what `ml.unlearn` is to do."""
+    before = run.batch.before
+    return UnlearningSpec(
+        run_id=run.pk,
+        model=model_ref(before),
+        forget=refs["forget"],
+        retain=refs["retain"],
+        neighbours=_unless_empty(run, refs, "neighbours"),
+        question_bank=refs[BANK],
+        method=run.method,
+        settings=run.method_settings,
+        seed=int(run.seed),
+        output_dir=str(output),
+        checkpoint_dir=str(checkpoints),
+        device=settings.DEVICE,
+        dtype=settings.DTYPE,
+    )
+
+
+def verification_spec(
+    target: ErasureTarget, run: UnlearningRun, refs: dict[str, FileRef], policy: VerdictPolicy
+) -> VerificationSpec:
+    """Return what `ml.verify` is to measure; the candidate is loaded back from the registry by digest."""
+    before = run.batch.before
+    if run.candidate is None or before.base is None:
+        raise EvidenceMissingError(f"run {run.pk} has no candidate or no base model; nothing can be verified")
+    return VerificationSpec(
+        run_id=run.pk,
+        attempt=run.attempt,
+        policy=policy,
+        candidate=model_ref(run.candidate),
+        before=model_ref(before),
+        base=model_ref(before.base),
+        forget=refs["forget"],
+        retain=refs["retain"],
+        neighbours=_unless_empty(run, refs, "neighbours"),
+        question_bank=refs[BANK],
+        seed=verification_seed(run, target.request),
+        seed_commitment_sha256=run.verification_seed_sha256,
+        parts_dir=str(run_directory(run) / "parts"),
+        training_probes=refs.get(PROBES),
+        device=settings.DEVICE,
+        dtype=settings.DTYPE,
+    )
+
+
+def model_ref(version: ModelVersion) -> ModelRef:
+    """Return a version's directory in its registry, under its recorded digest."""
+    path = open_registry(version.model.registry).path(version.number)
+    return ModelRef(str(path), version.manifest_sha256)
+
+
+def _unless_empty(run: UnlearningRun, refs: dict[str, FileRef], name: str) -> FileRef | None:
+    return refs[name] if run.snapshots[name]["count"] else None
+
+
+def _lines(records: Iterable[Record]) -> bytes:
+    return "".join(f"{record_to_line(record)}\n" for record in records).encode()

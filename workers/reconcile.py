@@ -1,0 +1,230 @@
+"""Find what is owed and nobody was told of: lost hints, dead leases, letters, expiries, disposals, breaches, seals.
+
+Every step is safe to repeat and to run twice at once; a step that fails is logged and the others still run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Final
+
+import structlog
+from django.conf import settings
+from django.db import IntegrityError, transaction
+from django.db.models import F, Q
+from django.db.models.functions import Now
+from django.utils import timezone
+
+from deletion_service.audit import trail
+from deletion_service.certificates.custody import sign_disposal
+from deletion_service.certificates.policies import current_plan
+from deletion_service.dispatch import ring
+from deletion_service.errors import DomainError
+from deletion_service.notices.letters import owe_letter, owe_letters, send_owed
+from deletion_service.requests.clocks import record_breaches
+from deletion_service.requests.codes import DataClass
+from deletion_service.requests.identity import expire_checks, renew_checks
+from deletion_service.requests.models import ErasureRequest
+from deletion_service.requests.payload import destroy_class
+from deletion_service.requests.statuses import TERMINAL_STATUSES, RequestStatus
+from deletion_service.targets import lifecycle
+from deletion_service.targets.batching import close_batch, open_due_batches
+from deletion_service.targets.models import ErasureBatch, ErasureTarget, Job, ModelVersion, TrainedModel
+from deletion_service.targets.registries import open_registry
+from deletion_service.targets.statuses import JobKind, JobState, TargetStatus, VersionStatus
+from ml.errors import MlError
+from workers.abandoned import record_abandoned_attempt
+from workers.workspace import wipe_orphans, wipe_run
+
+_log = structlog.get_logger(__name__)
+_AT_ONCE: Final = (RequestStatus.WITHDRAWN, RequestStatus.EXPIRED)
+
+
+def reconcile() -> dict[str, int]:
+    """Run every step; return how much each one found."""
+    return {step.__name__: _guarded(step) for step in STEPS}
+
+
+def _guarded(step: Callable[[], int]) -> int:
+    try:
+        return step()
+    except Exception as exc:  # noqa: BLE001 - a process boundary: one broken step must not starve the others
+        _log.error("reconcile_step_failed", step=step.__name__, error=type(exc).__name__)
+        return 0
+
+
+def fail_exhausted_jobs() -> int:
+    """Fail jobs whose lease ran out with no attempt left: whatever killed them would kill them again."""
+    return Job.objects.filter(state=JobState.LEASED, lease_until__lt=Now(), attempts__gte=F("max_attempts")).update(
+        state=JobState.FAILED, lease_until=None, last_error="attempts_exhausted", finished_at=Now()
+    )
+
+
+def cancel_disowned_jobs() -> int:
+    """Cancel jobs that are past their deadline, were asked to stop while nobody ran them, or whose request closed."""
+    idle = Q(state=JobState.READY) | Q(state=JobState.LEASED, lease_until__lt=Now())
+    done = Q(deadline_at__lt=Now()) | Q(cancel_requested=True) | Q(request__status__in=TERMINAL_STATUSES)
+    jobs = Job.objects.filter(idle & done).values_list("pk", flat=True)
+    return (
+        Job.objects.filter(pk__in=list(jobs))
+        .filter(idle)
+        .update(state=JobState.CANCELLED, lease_until=None, finished_at=Now())
+    )
+
+
+def record_abandoned_attempts() -> int:
+    """Turn an unlearning or verification that failed for good into evidence that says so."""
+    failed = Job.objects.filter(
+        state=JobState.FAILED,
+        kind__in=[JobKind.UNLEARN, JobKind.VERIFY],
+        request__status=RequestStatus.WORKING,
+        target__status=TargetStatus.WORKING,
+        round=F("request__attempt"),
+    )
+    found = 0
+    for job in failed.select_related("target__request", "run__batch__before__base", "run__candidate"):
+        record_abandoned_attempt(job)
+        found += 1
+    return found
+
+
+def settle_closed_requests() -> int:
+    """Cancel the targets of requests that were withdrawn, free their models, and wipe their work directories."""
+    targets = ErasureTarget.objects.filter(request__status=RequestStatus.WITHDRAWN).exclude(
+        status__in=[TargetStatus.CANCELLED, TargetStatus.RELEASED, TargetStatus.NOT_RELEASED]
+    )
+    found = 0
+    for target in targets:
+        with transaction.atomic():
+            lifecycle.move(target, TargetStatus.CANCELLED, actor="worker", reason="request_withdrawn")
+            _retire_candidates(target)
+            if target.batch is not None:
+                close_batch(target.batch)
+        found += 1
+    return found
+
+
+def _retire_candidates(target: ErasureTarget) -> None:
+    """A candidate of a withdrawn request is nobody's: remove it from the registry."""
+    runs = [] if target.batch is None else list(target.batch.runs.select_related("candidate__model"))
+    for run in runs:
+        wipe_run(run)
+        if run.candidate is not None and run.candidate.status == VersionStatus.CANDIDATE:
+            open_registry(run.candidate.model.registry).retire(run.candidate.number)
+            ModelVersion.objects.filter(pk=run.candidate_id).update(status=VersionStatus.RETIRED)
+
+
+def open_waiting_batches() -> int:
+    """Start targets whose model has become free."""
+    waiting = ErasureTarget.objects.filter(status=TargetStatus.APPROVED, request__status=RequestStatus.WORKING)
+    return len(open_due_batches(current_plan())) if waiting.exists() else 0
+
+
+def dispose_owed_classes() -> int:
+    """Destroy sealed data that a closed request no longer needs: at once, or after letter and complaint window."""
+    window = timezone.now() - timedelta(days=settings.COMPLAINT_WINDOW_DAYS)
+    closed = ErasureRequest.objects.filter(status__in=TERMINAL_STATUSES, sealed_items__isnull=False).distinct()
+    found = 0
+    for request in closed:
+        held = set(request.sealed_items.values_list("data_class", flat=True))
+        waits = request.closed_at is not None and request.closed_at > window
+        for data_class in sorted(held):
+            if _must_wait(request, DataClass(data_class), waits=waits):
+                continue
+            destroy_class(request, DataClass(data_class), actor="worker", sign=sign_disposal)
+            found += 1
+    return found
+
+
+def _must_wait(request: ErasureRequest, data_class: DataClass, *, waits: bool) -> bool:
+    if data_class == DataClass.CONTACT:
+        return waits or request.letters.filter(sent_at=None, undeliverable=False).exists()
+    # A refusal may be challenged within the window; everything else has no further use for the payload.
+    return waits and request.status == RequestStatus.REFUSED
+
+
+def record_missed_deadlines() -> int:
+    """Mark clocks that ran out."""
+    return record_breaches(today=timezone.localdate())
+
+
+def renew_and_expire_checks() -> int:
+    """Remind once, then let identity checks expire."""
+    now = timezone.now()
+    expired = expire_checks(now=now)
+    for check in renew_checks(now=now):
+        owe_letter(check.request, "COM-02", occasion="reminder")
+    return expired
+
+
+def write_letters() -> int:
+    """Owe and send letters."""
+    owe_letters()
+    return send_owed()
+
+
+def seal_audit_trail() -> int:
+    """Seal new audit events; a rival that sealed the same ones first wins."""
+    try:
+        seal = trail.seal_events()
+    except IntegrityError:
+        return 0
+    return 0 if seal is None else seal.count
+
+
+def watch_registries() -> int:
+    """Raise an alarm where retired weights can be read or resolved again."""
+    found = 0
+    for model in TrainedModel.objects.all():
+        retired = list(model.versions.filter(status=VersionStatus.RETIRED).values_list("manifest_sha256", flat=True))
+        try:
+            alarms = open_registry(model.registry).watch(retired) if retired else []
+        except (DomainError, MlError, OSError) as exc:
+            alarms = [type(exc).__name__]
+        for _ in alarms:
+            _log.error("resurrection_detected", model=model.pk)
+            found += 1
+    return found
+
+
+def wipe_orphaned_scratch() -> int:
+    """Wipe what killed jobs left in clear text."""
+    return wipe_orphans()
+
+
+def ring_for_ready_jobs() -> int:
+    """Repeat the hint for queues with ready jobs."""
+    queues = Job.objects.filter(state=JobState.READY, available_at__lte=Now()).values_list("queue", flat=True)
+    for queue in set(queues):
+        ring(queue)
+    return len(set(queues))
+
+
+def close_finished_batches() -> int:
+    """Free models whose open batch has no target left at work."""
+    found = 0
+    for batch in ErasureBatch.objects.filter(status=ErasureBatch.Status.OPEN):
+        statuses = set(batch.targets.values_list("status", flat=True))
+        if statuses <= {TargetStatus.CANCELLED, TargetStatus.RELEASED, TargetStatus.NOT_RELEASED}:
+            close_batch(batch)
+            found += 1
+    return found
+
+
+STEPS: Final[tuple[Callable[[], int], ...]] = (
+    fail_exhausted_jobs,
+    cancel_disowned_jobs,
+    record_abandoned_attempts,
+    settle_closed_requests,
+    close_finished_batches,
+    open_waiting_batches,
+    renew_and_expire_checks,
+    write_letters,
+    dispose_owed_classes,
+    record_missed_deadlines,
+    wipe_orphaned_scratch,
+    seal_audit_trail,
+    ring_for_ready_jobs,
+)
+SLOW_STEPS: Final[tuple[Callable[[], int], ...]] = (watch_registries,)

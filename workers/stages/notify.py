@@ -1,0 +1,57 @@
+"""Publish the certificates, put them beside the weights, and complete the request."""
+
+from __future__ import annotations
+
+from deletion_service.certificates.issuing import outcome_of, publish_certificate
+from deletion_service.certificates.models import Certificate, LogEntry
+from deletion_service.requests.clocks import stop_clocks
+from deletion_service.requests.codes import ReasonCode
+from deletion_service.requests.lifecycle import move
+from deletion_service.requests.statuses import RequestStatus
+from deletion_service.targets.registries import open_registry
+from deletion_service.targets.statuses import TargetStatus, Verdict
+from ml.digests import canonical_json, sha256_hex
+from workers.jobs import Lease
+
+
+def run(lease: Lease) -> None:
+    """1. Sign the log's checkpoint and attach proofs.  2. Store certificate and evidence in the registry.
+    3. Stop the clocks and complete; the move itself owes the letter."""
+    job = lease.job()
+    issued = Certificate.objects.filter(target__request=job.request).exclude(status=Certificate.Status.DRAFTED)
+    certificates = list(issued.select_related("target__model", "evidence__run__candidate"))
+    with lease.fenced():
+        for certificate in certificates:
+            publish_certificate(certificate)
+    for certificate in certificates:
+        _store(certificate)
+    with lease.fenced():
+        stop_clocks(job.request)
+        move(
+            job.request,
+            RequestStatus.COMPLETED,
+            actor="worker",
+            reason=ReasonCode.RECIPIENTS_SETTLED,
+            outcome=outcome_of(job.request),
+        )
+        lease.finish()
+
+
+def _store(certificate: Certificate) -> None:
+    """Put certificate, proof and evidence beside the released weights. Writing the same bytes again is harmless."""
+    candidate = certificate.evidence.run.candidate
+    if certificate.target.status != TargetStatus.RELEASED or candidate is None:
+        return
+    if certificate.verdict != Verdict.PASS or not LogEntry.objects.filter(certificate=certificate).exists():
+        return
+    registry = open_registry(certificate.target.model.registry)
+    envelope = bytes(certificate.envelope)
+    registry.attach(candidate.number, "certificate.dsse.json", envelope)
+    registry.attach(candidate.number, "certificate.log.json", canonical_json(certificate.log_proof))
+    registry.attach(candidate.number, "evidence.json", bytes(certificate.evidence.document))
+    tags = {
+        "erasure.certificate_id": certificate.pk,
+        "erasure.certificate_sha256": sha256_hex(envelope),
+        "erasure.verdict": certificate.verdict,
+    }
+    registry.tag(candidate.number, tags)

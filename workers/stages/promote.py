@@ -1,0 +1,61 @@
+"""Project a decided promotion to the registry: one fenced writer that reads back."""
+
+from __future__ import annotations
+
+from django.utils import timezone
+
+from deletion_service.certificates.models import Promotion
+from deletion_service.certificates.promotion import confirm_promotion, report_conflict
+from deletion_service.errors import AliasConflictError
+from deletion_service.targets.catalogue import inherit_manifest
+from deletion_service.targets.jobs import owe
+from deletion_service.targets.locate import sealed_matches
+from deletion_service.targets.registries import open_registry
+from deletion_service.targets.statuses import JobKind
+from ml.digests import model_manifest
+from workers.jobs import Lease
+
+
+def run(lease: Lease) -> None:
+    """1. Tag, then move the alias, expecting the version the decision was about.  2. Read back alias and digest.
+    3. Confirm under the fence.
+
+    The epoch makes a repetition harmless and a latecomer harmless too: the registry refuses an older epoch.
+    """
+    job = lease.job()
+    promotion = Promotion.objects.select_related("model", "from_version", "to_version", "target__request").get(
+        target=job.target, status__in=[Promotion.Status.DECIDED, Promotion.Status.CONFIRMED]
+    )
+    try:
+        _project(promotion)
+    except AliasConflictError:
+        with lease.fenced():
+            report_conflict(promotion)
+            lease.finish()
+        return
+    with lease.fenced():
+        confirm_promotion(promotion)
+        forgotten = [record_id for m in sealed_matches(promotion.target) for record_id in m.proven]
+        inherit_manifest(promotion.to_version, without=forgotten, trained_on=timezone.localdate())
+        owe(JobKind.RETIRE, job.request, target=job.target, run=job.run, round_=job.round)
+        lease.finish()
+
+
+def _project(promotion: Promotion) -> None:
+    registry = open_registry(promotion.model.registry)
+    tags = {
+        "erasure.promotion_epoch": str(promotion.epoch),
+        "erasure.verdict": promotion.evidence.verdict,
+        "erasure.parent_version": str(promotion.from_version.number),
+        "erasure.model_sha256": promotion.to_version.root_sha256,
+    }
+    registry.tag(promotion.to_version.number, tags)
+    registry.move_alias(
+        promotion.model.alias,
+        expected=promotion.from_version.number,
+        to=promotion.to_version.number,
+        epoch=promotion.epoch,
+    )
+    manifest = model_manifest(registry.path(promotion.to_version.number))
+    if manifest.manifest_sha256 != promotion.to_version.manifest_sha256:
+        raise AliasConflictError(f"version {promotion.to_version.number} does not read back with its digest")

@@ -1,0 +1,53 @@
+"""Attack the candidate, judge the evidence, seal it."""
+
+from __future__ import annotations
+
+from deletion_service.certificates.evidence import seal_evidence
+from deletion_service.certificates.policies import policy_of_run
+from deletion_service.requests.codes import ReasonCode
+from deletion_service.requests.lifecycle import move
+from deletion_service.requests.models import ErasureRequest
+from deletion_service.requests.statuses import RequestStatus
+from deletion_service.targets import lifecycle
+from deletion_service.targets.models import ErasureTarget, UnlearningRun
+from deletion_service.targets.statuses import TargetStatus
+from ml.reports import VerificationReport
+from ml.specs import VerdictPolicy
+from ml.verify import run_verification
+from workers.bridge import open_snapshots, verification_spec
+from workers.jobs import Lease
+from workers.workspace import scratch
+
+
+def run(lease: Lease) -> None:
+    """1. Measure, resuming finished parts.  2. Judge and seal under the fence.  3. The last opens the review."""
+    job = lease.job()
+    if job.target is None or job.run is None:
+        raise ValueError("a verification job has a target and a run")
+    policy = policy_of_run(job.run.policy_name, job.run.policy_sha256)
+    with scratch(lease) as folder:
+        spec = verification_spec(job.target, job.run, open_snapshots(job.target, job.run, folder), policy)
+        report = run_verification(spec, on_progress=lease.on_progress, should_stop=lease.should_stop)
+    with lease.fenced():
+        record_verdict(job.target, job.run, report=report, policy=policy)
+        lease.finish()
+
+
+def record_verdict(
+    target: ErasureTarget, run: UnlearningRun, *, report: VerificationReport, policy: VerdictPolicy
+) -> None:
+    """Seal the evidence, move the target, and open the evidence review when every target has a verdict."""
+    evidence = seal_evidence(target, run, report=report, policy=policy)
+    UnlearningRun.objects.filter(pk=run.pk, candidate__isnull=False).update(status=UnlearningRun.Status.VERIFIED)
+    if target.status == TargetStatus.WORKING:
+        lifecycle.move(
+            target, TargetStatus.JUDGED, actor="worker", reason=evidence.verdict.lower(), verdict=evidence.verdict
+        )
+    open_review(target.request)
+
+
+def open_review(request: ErasureRequest) -> None:
+    """Move a working request to evidence review once no target is still at work."""
+    waiting = request.targets.filter(status__in=[TargetStatus.APPROVED, TargetStatus.WORKING])
+    if request.status == RequestStatus.WORKING and not waiting.exists():
+        move(request, RequestStatus.EVIDENCE_REVIEW, actor="worker", reason=ReasonCode.ALL_TARGETS_JUDGED)
