@@ -1,0 +1,1 @@
+"""Who may do what: one table; API keys; staff roles."""

@@ -1,0 +1,1 @@
+"""Letters to the people concerned; thin, logged by hash."""
