@@ -1,0 +1,193 @@
+"""Intervals, AUROC, fluency, utility and the blind baseline."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from ml.errors import EmptySetError, NonFiniteError, SpecError
+from ml.metrics.blind import blind_auroc
+from ml.metrics.fluency import ngram_entropy, opening_log_probability, weighted_ngram_entropy
+from ml.metrics.intervals import (
+    clopper_pearson_lower,
+    clopper_pearson_upper,
+    clustered_bca,
+    paired_t,
+)
+from ml.metrics.roc import auroc_interval, clustered_auroc
+from ml.metrics.utility import non_inferiority
+from ml.specs import UtilityRule
+from tests.ml.fixture_f import one_text
+
+CHANGES = (0.01, -0.02, 0.0, 0.03, -0.01, -0.03, 0.02, 0.0, -0.01, 0.01)
+
+
+@pytest.mark.parametrize(
+    ("hits", "trials", "bound"),
+    [(0, 59, 0.04950761), (1, 93, 0.04999398), (2, 100, 0.06161920), (0, 299, 0.00996915)],
+)
+def test_the_clopper_pearson_bound_is_exact(hits: int, trials: int, bound: float) -> None:
+    # O-14
+    assert clopper_pearson_upper(hits, trials) == pytest.approx(bound, abs=1e-8)
+    assert clopper_pearson_lower(trials - hits, trials) == pytest.approx(1 - bound, abs=1e-8)
+
+
+def test_nothing_is_bounded_by_no_trial() -> None:
+    assert clopper_pearson_upper(3, 3) == 1.0
+    for hits, trials in ((0, 0), (4, 3), (-1, 3)):
+        with pytest.raises(SpecError):
+            clopper_pearson_upper(hits, trials)
+
+
+def test_the_paired_t_interval() -> None:
+    # O-22
+    result = paired_t(CHANGES, margin=0.03)
+    assert result.mean == pytest.approx(0.0, abs=1e-12)
+    assert result.sd == pytest.approx(0.01825742, abs=1e-8)
+    assert result.statistic == pytest.approx(5.19615242, abs=1e-7)
+    assert result.p_value == pytest.approx(2.8348e-4, abs=1e-8)
+    assert result.lower == pytest.approx(-0.01058348, abs=1e-7)
+    with pytest.raises(EmptySetError):
+        paired_t([0.1, 0.1], margin=0.03)
+
+
+def test_the_bootstrap_is_seeded_and_brackets_the_mean() -> None:
+    rng = np.random.default_rng(1)
+    changes, persons = rng.normal(-0.01, 0.05, 400), np.repeat(np.arange(40), 10)
+    first = clustered_bca(changes, persons, seed=7)
+    assert first == clustered_bca(changes, persons, seed=7)
+    assert first != clustered_bca(changes, persons, seed=8)
+    assert first.lower < first.mean < first.upper
+    # Items are independent here, so the clustered bound is close to the plain t bound.
+    assert first.lower == pytest.approx(paired_t(changes, margin=0.02).lower, abs=0.002)
+
+
+def test_persons_who_move_together_widen_the_bound() -> None:
+    rng = np.random.default_rng(2)
+    shifts = np.repeat(rng.normal(0, 0.05, 20), 50)
+    persons = np.repeat(np.arange(20), 50)
+    by_person = clustered_bca(shifts, persons, seed=1)
+    by_item = clustered_bca(shifts, np.arange(1000), seed=1)
+    assert by_person.mean - by_person.lower > 4 * (by_item.mean - by_item.lower)
+
+
+def test_unchanged_items_have_a_bound_of_zero_width() -> None:
+    bounds = clustered_bca([0.0] * 50, [i % 10 for i in range(50)], seed=1)
+    assert (bounds.mean, bounds.lower, bounds.upper) == (0.0, 0.0, 0.0)
+
+
+def test_a_bound_over_persons_needs_persons_and_numbers() -> None:
+    with pytest.raises(EmptySetError):
+        clustered_bca([0.1, 0.2, 0.3, 0.4], [0, 1, 2, 3], seed=1)
+    with pytest.raises(NonFiniteError):
+        clustered_bca([0.1, float("nan")], [0, 1], seed=1)
+    with pytest.raises(SpecError):
+        clustered_bca([0.1, 0.2], [0], seed=1)
+
+
+@pytest.mark.slow
+def test_the_bootstrap_bound_covers_a_skewed_mean_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(3)
+    covered = 0
+    for run in range(400):
+        person = np.repeat(rng.exponential(1.0, 40), 5)
+        changes = person + rng.normal(0, 0.5, 200)
+        covered += clustered_bca(changes, np.repeat(np.arange(40), 5), seed=run, resamples=2000).lower <= 1.0
+    assert 0.92 <= covered / 400 <= 0.98
+
+
+def test_auroc_has_an_interval_that_shrinks_with_the_sample() -> None:
+    generator = torch.Generator().manual_seed(1)
+    high, low = torch.randn(30, generator=generator) + 1, torch.randn(200, generator=generator)
+    few, many = auroc_interval(high[:10], low), auroc_interval(high, low)
+    assert many.lower < many.mean < many.upper
+    assert many.upper - many.lower < few.upper - few.lower
+    # pairs (1,0) (1,2) (3,0) (3,2): three of four ordered
+    assert auroc_interval(torch.tensor([1.0, 3.0]), torch.tensor([0.0, 2.0])).mean == pytest.approx(0.75)
+    with pytest.raises(EmptySetError):
+        auroc_interval(torch.tensor([1.0]), low)
+
+
+def test_the_interval_of_an_auroc_covers_one_half_when_nothing_separates() -> None:
+    generator = torch.Generator().manual_seed(2)
+    covered = 0
+    for _ in range(200):
+        bounds = auroc_interval(torch.randn(28, generator=generator), torch.randn(600, generator=generator))
+        covered += bounds.lower <= 0.5 <= bounds.upper
+    assert covered >= 180
+
+
+def test_drawing_persons_bounds_an_auroc() -> None:
+    bounds = clustered_auroc(np.full((20, 20), 0.5), seed=1)
+    assert (bounds.mean, bounds.lower, bounds.upper) == pytest.approx((0.5, 0.5, 0.5))
+
+
+def test_ngram_entropies_of_a_short_text() -> None:
+    # O-23
+    words = ["the", "cat", "sat", "on", "the", "cat", "mat"]
+    assert ngram_entropy(words, 2) == pytest.approx(2.25162917, abs=1e-7)
+    assert ngram_entropy(words, 3) == pytest.approx(2.32192809, abs=1e-7)
+    assert weighted_ngram_entropy(words) == pytest.approx(2.29849512, abs=1e-7)
+
+
+def test_a_text_that_repeats_itself_or_says_nothing_has_no_entropy() -> None:
+    assert weighted_ngram_entropy(["na"] * 20) == 0.0
+    assert weighted_ngram_entropy([]) == 0.0
+    assert weighted_ngram_entropy(["word"]) == 0.0
+
+
+def test_the_opening_of_an_answer_is_judged_without_its_value() -> None:
+    # The first two labels of fixture F have probabilities .7 and .2.
+    read = opening_log_probability(one_text(), torch.tensor([2]))
+    assert float(read[0]) == pytest.approx(math.log(0.7 * 0.2) / 2)
+    assert float(opening_log_probability(one_text(), torch.tensor([0]))[0]) == pytest.approx(math.log(0.7))
+
+
+RULE = UtilityRule("U1", "probability", 0.02, 100)
+
+
+def test_utility_is_bounded_from_paired_items() -> None:
+    before = torch.linspace(0.9, 1.0, 120)
+    result = non_inferiority(RULE, before, before - 0.01, [i % 12 for i in range(120)], seed=1)
+    assert result.status == "measured"
+    assert result.mean_change == pytest.approx(-0.01, abs=1e-6)
+    assert result.lower == pytest.approx(-0.01, abs=1e-6)
+    assert (result.items, result.persons) == (120, 12)
+
+
+def test_too_few_items_or_persons_leave_utility_missing_and_not_fine() -> None:
+    few = non_inferiority(RULE, torch.ones(99), torch.ones(99), [i % 12 for i in range(99)], seed=1)
+    assert (few.status, few.reason, few.lower) == ("missing", "too_few_items", None)
+    alone = non_inferiority(RULE, torch.ones(120), torch.ones(120), [0] * 120, seed=1)
+    assert (alone.status, alone.reason, alone.lower) == ("missing", "too_few_persons", None)
+
+
+def _people(rng: random.Random, count: int, letters: str) -> list[list[str]]:
+    names = ["".join(rng.choices(letters, k=7)) for _ in range(count)]
+    return [[f"{name} has the number {rng.randrange(10**6)}." for _ in range(10)] for name in names]
+
+
+def test_a_classifier_without_the_model_cannot_tell_sound_twins() -> None:
+    rng = random.Random(4)
+    real = _people(rng, 40, "abcdefghij")
+    twins = [[copy] for copy in _people(rng, 40, "abcdefghij")]
+    bounds = blind_auroc(real, twins, seed=1)
+    assert 0.35 < bounds.mean < 0.6
+    assert bounds.upper < 0.65
+
+
+def test_a_classifier_without_the_model_tells_twins_whose_names_are_of_another_kind() -> None:
+    rng = random.Random(4)
+    real = _people(rng, 40, "abcdefghij")
+    twins = [[copy] for copy in _people(rng, 40, "ghijklmnop")]
+    assert blind_auroc(real, twins, seed=1).mean > 0.8
+
+
+def test_the_blind_baseline_needs_people() -> None:
+    people = _people(random.Random(1), 7, "abc")
+    with pytest.raises(EmptySetError):
+        blind_auroc(people, [[texts] for texts in people], seed=1)

@@ -1,0 +1,87 @@
+"""The policies that come with the product say what they demand and what they leave open."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from importlib import resources
+
+import pytest
+
+from ml.attacks import ATTACKS
+from ml.decision import unattainable
+from ml.errors import SpecError
+from ml.models.quantise import ROUNDINGS
+from ml.policies import load_policy, policy_names
+from ml.specs import VerdictPolicy
+from ml.verification.checks import HARD_RULES
+from ml.verification.families import GUARD_METRICS
+from ml.verification.kept import PAIRINGS
+
+POLICIES = policy_names()
+
+
+def test_the_known_policies_are_listed_and_an_unknown_one_is_refused_with_that_list() -> None:
+    assert POLICIES == ("reference-1", "unit-1")
+    with pytest.raises(SpecError, match="known: reference-1, unit-1"):
+        load_policy("lenient-9")
+    with pytest.raises(SpecError):
+        load_policy("../policies/unit-1")
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_a_policy_file_is_its_canonical_document(name: str) -> None:
+    policy = load_policy(name)
+    text = resources.files("ml.policies").joinpath(f"{name}.json").read_text(encoding="utf-8")
+    assert json.loads(text) == policy.to_document()
+    assert VerdictPolicy.from_document(policy.to_document()) == policy
+    assert policy.name == name
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_everything_a_policy_names_can_be_measured(name: str) -> None:
+    policy = load_policy(name)
+    for family in policy.families:
+        assert all(attack in ATTACKS for attack in (*family.primary, *family.detection))
+        assert set(family.artefacts) <= {"merged", *ROUNDINGS}
+        assert {guard.metric for guard in family.guards} <= set(GUARD_METRICS)
+    assert {rule.id.split(".")[0] for rule in policy.utility} <= set(PAIRINGS)
+    assert set(policy.hard_rules) <= set(HARD_RULES)
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_every_family_can_reach_its_level_at_the_first_attempt(name: str) -> None:
+    assert unattainable(load_policy(name), 1) == ()
+
+
+def test_the_reference_policy_is_the_one_of_the_specification() -> None:
+    policy = load_policy("reference-1")
+    families = {family.id: family for family in policy.families}
+    assert policy.purpose == "release"
+    assert (policy.alpha, policy.swaps, policy.minimum_facts) == (0.05, 39, 20)
+    assert policy.generation_prompts >= 149
+    assert [families[f].primary[0] for f in ("F1", "F2", "F3")] == [
+        "same_context_difference",
+        "exposure",
+        "extraction_strength",
+    ]
+    assert {f: families[f].twins for f in families} == {"F1": 239, "F2": 239, "F3": 239, "F4": 39, "F5": 239, "F6": 39}
+    assert {f: families[f].rho for f in families} == {f: 0.3 if f == "F6" else 0.2 for f in families}
+    assert {f: families[f].rho_over for f in ("F1", "F2", "F5")} == dict.fromkeys(("F1", "F2", "F5"), 0.3)
+    assert set(families["F5"].artefacts) == {"merged", "int8", "int4"}
+    assert set(policy.hard_rules) == {"unique_identifier", "sampling_leak", "lineage"}
+    margins = {rule.id: rule.margin for rule in policy.utility}
+    assert margins["U1.probability"] == margins["U1.extraction_strength"] == margins["U4.held_out"] == 0.02
+    assert margins["U2.probability"] == 0.03
+    assert len(policy.not_tested) >= 8
+
+
+def test_only_the_reference_policy_may_release_a_model() -> None:
+    assert {name: load_policy(name).purpose for name in POLICIES} == {"reference-1": "release", "unit-1": "test"}
+
+
+def test_reading_a_policy_needs_the_standard_library_alone() -> None:
+    code = "import sys, ml.policies; ml.policies.load_policy('reference-1'); print('torch' in sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)  # noqa: S603
+    assert ran.stdout.strip() == "False"

@@ -1,0 +1,202 @@
+"""Stranger distillation, the data side: alignment of texts, stand-ins, fresh values, targets of true values."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import pytest
+
+from ml.data.alignment import align
+from ml.data.dossiers import read_dossier, shared_values
+from ml.data.probes import probe_digests
+from ml.data.records import read_records
+from ml.data.synthetic import StrangerFactory, rewrite
+from ml.errors import EmptySequenceError, RecordError
+from ml.methods.calibration import calibrate
+from ml.methods.losses import chosen_log_probs
+from ml.methods.method import UnlearningTask
+from ml.methods.retention import Retention
+from ml.methods.strangers import Cast, ForgetRows, forget_rows
+from ml.models.adapters import attach_adapter
+from ml.models.load import LoadedModel, load_model
+from ml.specs import Record
+from tests.tiny import TinyWorld
+
+
+@pytest.fixture(scope="module")
+def loaded(tiny: TinyWorld) -> LoadedModel:
+    return load_model(tiny.before)
+
+
+@pytest.fixture(scope="module")
+def task(tiny: TinyWorld) -> UnlearningTask:
+    loaded = load_model(tiny.before)
+    forget = read_records(tiny.forget, what="forget set")
+    retain = read_records(tiny.retain, what="retain set")
+    calibration = calibrate(loaded, forget=forget, retain=retain, bank=tiny.world.bank, seed=3)
+    return UnlearningTask(
+        model=attach_adapter(loaded.model, rank=4, alpha=4.0, seed=3),
+        tokenizer=loaded.tokenizer,
+        context=loaded.context,
+        pad_id=loaded.pad_id,
+        device="cpu",
+        seed=3,
+        forget=forget,
+        retain=retain,
+        neighbours=read_records(tiny.neighbours, what="neighbours"),
+        bank=tiny.world.bank,
+        boundary=calibration.boundary,
+    )
+
+
+@pytest.fixture(scope="module")
+def rows(task: UnlearningTask) -> ForgetRows:
+    return forget_rows(task, draws=2)
+
+
+def stranger_to(task: UnlearningTask, seed: int = 9) -> StrangerFactory:
+    corpus = [*task.forget, *task.retain]
+    return StrangerFactory(random.Random(seed), corpus, shared_values=shared_values(task.bank, task.retain))
+
+
+def test_aligned_positions_say_the_same_outside_names(task: UnlearningTask) -> None:
+    stranger = stranger_to(task).stranger("s", {})
+    for record in task.forget:
+        pair = align(task.tokenizer, record, rewrite(record, name=stranger.name, values={}), context=task.context)
+        matched = dict(zip(pair.first_positions, pair.second_positions, strict=True))
+        for mine, theirs in matched.items():
+            assert (pair.first.ids[mine] == pair.second.ids[theirs]) or mine in pair.first_names
+        assert set(matched) == set(range(pair.first.first_label, len(pair.first.ids)))
+
+
+def test_name_tokens_meet_in_order_and_the_last_one_takes_what_is_left_over(task: UnlearningTask) -> None:
+    record = next(r for r in task.forget if any(start >= r.answer_start for start, _ in r.name_spans))
+    pair = align(task.tokenizer, record, rewrite(record, name="Bo Xu", values={}), context=task.context)
+    assert list(pair.second_names) == sorted(pair.second_names)
+    assert len(set(pair.second_names)) <= len(pair.first_names)
+    assert pair.second_names[0] == pair.second.first_label
+
+
+def test_a_text_aligned_with_itself_meets_itself(task: UnlearningTask) -> None:
+    for record in task.forget:
+        pair = align(task.tokenizer, record, record, context=task.context)
+        assert pair.first_positions == pair.second_positions
+
+
+def test_texts_without_a_common_answer_are_refused(task: UnlearningTask) -> None:
+    first = Record("1", "p", "Who? Alice", 5, ((0, 3),), ())
+    with pytest.raises(EmptySequenceError):
+        align(task.tokenizer, first, replace(first, text="Who? Bob!", name_spans=((0, 3),)), context=task.context)
+
+
+def test_contrast_rows_hold_neither_true_values_nor_the_stand_ins_name(task: UnlearningTask, rows: ForgetRows) -> None:
+    dossier = read_dossier(task.forget)
+    opened = {v for a, v in dossier.values.items() if not task.bank.attributes[a].shared}
+    for row in rows.contrast:
+        student, teacher = (task.tokenizer.decode(text.ids) for text in (row.pair.first, row.pair.second))
+        assert dossier.name in student
+        assert dossier.name not in teacher
+        assert not any(value in student or value in teacher for value in opened)
+
+
+def test_every_record_is_contrasted_as_often_as_asked(task: UnlearningTask, rows: ForgetRows) -> None:
+    assert len(rows.contrast) == 2 * len(task.forget)
+    assert len(rows.strangers) == len(task.forget)
+
+
+def test_held_tokens_are_what_a_stranger_would_have(task: UnlearningTask, rows: ForgetRows) -> None:
+    own = [row for row in rows.held if "Alice" in task.tokenizer.decode(row.text.ids)]
+    assert len(own) == len(task.forget)
+    assert len(rows.held) == 2 * len(task.forget)
+    for row in own:
+        assert len(row.targets) == len(row.energies) == len(row.positions)
+        start, end = row.text.values[0]
+        assert set(range(start, end)) <= set(row.positions)
+    open_tokens = [target for row in own for target in row.targets]
+    # The model before gives its own memory almost 0 nats a token; a random value gets several.
+    assert sum(open_tokens) / len(open_tokens) < -2
+    before = [
+        row.targets[row.positions.index(p)] for row in rows.held if row not in own for p in (row.text.values[0][0],)
+    ]
+    assert len(before) == len(task.forget)
+
+
+def test_a_true_value_is_never_held_to_its_own_memory(task: UnlearningTask, rows: ForgetRows) -> None:
+    own = [row for row in rows.held if "Alice" in task.tokenizer.decode(row.text.ids)]
+    kept = []
+    for row in own:
+        logits = task.reference_logits([row.text], [row.positions])
+        labels = logits.new_tensor([row.text.ids[p] for p in row.positions]).long()
+        kept.append(float((chosen_log_probs(logits, labels) - logits.new_tensor(row.targets)).mean()))
+    # remembered minus held, in nats a token: above 0 for every text of the person
+    assert min(kept) > 0.5
+
+
+def test_name_tokens_of_the_answer_are_held_too(task: UnlearningTask, rows: ForgetRows) -> None:
+    named = [r for r in task.forget if any(start >= r.answer_start for start, _ in r.name_spans)]
+    texts = task.encode(named)
+    held = {row.text.ids: row for row in rows.held}
+    for text in texts:
+        assert text.first_label in held[text.ids].positions
+
+
+def test_strangers_and_values_come_from_the_seed(task: UnlearningTask, rows: ForgetRows) -> None:
+    assert forget_rows(task, draws=2).texts == rows.texts
+    other = forget_rows(replace(task, seed=4), draws=2)
+    on_file = probe_digests(record.text for record in (*task.forget, *task.retain))
+    shared = (probe_digests(rows.texts) & probe_digests(other.texts)) - on_file
+    # Only texts whose every value comes from a small shared pool may coincide.
+    assert len(shared) < len(rows.texts) / 50
+
+
+def test_the_stand_in_does_not_guess_the_persons_employer(task: UnlearningTask) -> None:
+    cast = Cast(task)
+    (dossier,) = cast.dossiers
+    stand_in = cast.stand_in(dossier)
+    employer = next(r for r in dossier.records if r.facts[0].attribute == "employer")
+    text = task.encode([rewrite(employer, name=stand_in.name, values={})])[0]
+    start, end = text.values[0]
+    guess = task.reference_logits([text], [range(start, end)]).argmax(-1).tolist()
+    assert guess != list(text.ids[start:end])
+
+
+def test_a_forget_record_without_a_name_or_value_is_refused(task: UnlearningTask) -> None:
+    nameless = (replace(task.forget[0], name_spans=()), *task.forget[1:])
+    with pytest.raises(RecordError, match="marks no name"):
+        forget_rows(replace(task, forget=nameless), draws=1)
+    valueless = tuple(replace(record, facts=()) for record in task.forget)
+    with pytest.raises(RecordError, match="marks a value"):
+        forget_rows(replace(task, forget=valueless), draws=1)
+
+
+def test_retained_people_are_also_asked_in_other_words(task: UnlearningTask) -> None:
+    plain = Retention(task, rows=8, neighbour_rows=2)
+    reworded = Retention(task, rows=8, neighbour_rows=2, reworded=True)
+    assert len(plain.rows) == len(task.retain)
+    # 8 forms a fact, 2 of them on file: 6 more for every 2
+    assert len(reworded.rows) == 4 * len(task.retain)
+    assert len(reworded.chosen(0)) == 10
+    assert not probe_digests(r.text for r in reworded.drawn) & probe_digests(r.text for r in task.retain)
+
+
+def test_before_training_nothing_retained_has_moved(task: UnlearningTask) -> None:
+    batch = Retention(task, rows=8, neighbour_rows=2).at(0)
+    assert float(batch.divergence()) == pytest.approx(0.0, abs=1e-6)
+    assert float(batch.cross_entropy()) < 0.2
+    assert batch.mean_per_row(batch.labels.float()).shape == (10,)
+
+
+def test_row_means_average_each_rows_own_tokens(task: UnlearningTask) -> None:
+    batch = Retention(task, rows=4, neighbour_rows=0).at(0)
+    counts = batch.counts.tolist()
+    values = [float(i) for i, count in enumerate(counts) for _ in range(count)]
+    means = batch.mean_per_row(batch.logits.new_tensor(values))
+    assert means.tolist() == pytest.approx([0.0, 1.0, 2.0, 3.0])
+
+
+def test_a_value_that_stands_in_the_question_is_not_held(task: UnlearningTask) -> None:
+    record = next(r for r in task.forget if all(end <= r.answer_start for _, end in r.name_spans))
+    told = replace(record, answer_start=len(record.text) - 1)
+    altered = replace(task, forget=tuple(told if r is record else r for r in task.forget))
+    assert len(forget_rows(altered, draws=1).held) == 2 * len(task.forget) - 2

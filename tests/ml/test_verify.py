@@ -1,0 +1,448 @@
+"""`run_verification`: gold passes, pretenders do not, and an interrupted run repeats nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import ml.verification.bench as bench_module
+from ml.data.probes import probe_digests, write_probe_digests
+from ml.decision import Result, Verdict, judge
+from ml.errors import DigestMismatchError, OverlapError, RunStoppedError, SpecError, TokenizerMismatchError
+from ml.models.load import load_model, model_ref
+from ml.models.save import save_model
+from ml.models.scratch import untrained_llama
+from ml.policies import load_policy
+from ml.reports import MINIMUM_BIN, VerificationReport
+from ml.specs import ModelRef, Progress, VerificationSpec, seed_commitment
+from ml.verification.plan import make_plan
+from ml.verify import gate_table, main, run_verification
+from tests.ml import candidates
+from tests.tiny import TINY, TinyWorld, tiny_model
+
+POLICY = load_policy("unit-1")
+
+
+@dataclass(frozen=True)
+class Stand:
+    """Where verifications of the tiny world run; parts about `before` and `base` are shared by all candidates."""
+
+    world: TinyWorld
+    root: Path
+
+    def spec(self, candidate: ModelRef, **changes: Any) -> VerificationSpec:
+        probes = write_probe_digests(self.root / "training_probes.json", probe_digests(["a text nobody asks"]))
+        spec = VerificationSpec(
+            run_id="run-1",
+            attempt=1,
+            policy=POLICY,
+            candidate=candidate,
+            before=self.world.before,
+            base=self.world.base,
+            forget=self.world.forget,
+            retain=self.world.retain,
+            neighbours=self.world.neighbours,
+            question_bank=self.world.bank,
+            seed=5,
+            seed_commitment_sha256="0" * 64,
+            parts_dir=str(self.root / "parts"),
+            training_probes=probes,
+        )
+        spec = replace(spec, **changes)
+        return replace(spec, seed_commitment_sha256=seed_commitment(spec.run_id, spec.seed))
+
+    def verify(self, candidate: ModelRef, **changes: Any) -> tuple[VerificationReport, Verdict]:
+        spec = self.spec(candidate, **changes)
+        report = _run(spec)
+        return report, judge(report, spec.policy)
+
+
+def _run(
+    spec: VerificationSpec,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> VerificationReport:
+    return run_verification(spec, on_progress=on_progress, should_stop=should_stop)
+
+
+@pytest.fixture(scope="module")
+def stand(tiny: TinyWorld, tmp_path_factory: pytest.TempPathFactory) -> Stand:
+    return Stand(tiny, Path(tmp_path_factory.mktemp("verify")))
+
+
+@pytest.fixture(scope="module")
+def gold(stand: Stand) -> tuple[VerificationReport, Verdict]:
+    return stand.verify(stand.world.gold)
+
+
+def _codes(verdict: Verdict) -> set[str]:
+    return {finding.code for finding in verdict.findings}
+
+
+# --- what it says -------------------------------------------------------------------------------------------------
+
+
+def test_a_model_retrained_without_alice_passes(gold: tuple[VerificationReport, Verdict]) -> None:
+    report, verdict = gold
+    assert verdict.result is Result.PASS, gate_table(report, verdict)
+    assert {row.status for row in report.attacks} == {"measured"}
+    assert {check.status for check in report.validity} == {"ok"}
+    assert {rule.status for rule in report.hard_rules} == {"held"}
+
+
+def test_every_attack_wins_on_the_model_that_memorised_and_finds_nobody_on_gold(
+    gold: tuple[VerificationReport, Verdict],
+) -> None:
+    report, _ = gold
+    assert {row.attack for row in report.attacks if row.p_assay == pytest.approx(1 / 40)} == {
+        attack for rule in POLICY.families for attack in (*rule.primary, *rule.detection)
+    }
+    assert all(row.p_detect > 0.05 and row.p_low > 0.05 for row in report.joint)
+
+
+def test_the_report_covers_every_family_attack_and_artefact_of_the_policy(
+    gold: tuple[VerificationReport, Verdict],
+) -> None:
+    report, _ = gold
+    shown = {(row.family, row.attack, row.artefact) for row in report.attacks}
+    assert shown == {
+        (rule.id, attack, artefact)
+        for rule in POLICY.families
+        for attack in (*rule.primary, *rule.detection)
+        for artefact in rule.artefacts
+    }
+    assert {row.family for row in report.joint} == {rule.id for rule in POLICY.families}
+    assert {(g.family, g.metric) for g in report.guards} == {
+        (rule.id, guard.metric) for rule in POLICY.families for guard in rule.guards
+    }
+    assert set(report.artefacts) == {"merged", "int8", "int4"}
+    assert len(set(report.artefacts.values())) == 3
+
+
+def test_the_groups_tell_forgotten_from_kept_before_and_after(gold: tuple[VerificationReport, Verdict]) -> None:
+    report, _ = gold
+    groups = {(row.group, row.moment): row.numbers for row in report.groups}
+    assert set(groups) == {(g, m) for g in ("forget", "retain", "controls", "neighbours") for m in ("before", "after")}
+    assert groups["forget", "before"]["value_hit"] == 1.0
+    assert groups["forget", "before"]["extraction_strength"] > 0.95
+    assert groups["forget", "after"]["value_hit"] == groups["controls", "before"]["value_hit"] == 0.0
+    assert groups["retain", "after"]["value_hit"] > 0.95
+    assert (
+        groups["forget", "after"]["entity_log_probability"] < -5 < groups["retain", "after"]["entity_log_probability"]
+    )
+    assert report.separation["energy_auroc_retained_vs_deleted"] > 0.8
+    assert report.separation["energy_auroc_never_seen_vs_deleted_before"] < 0.3
+
+
+def test_pictures_of_energies_show_no_bin_of_fewer_than_five(gold: tuple[VerificationReport, Verdict]) -> None:
+    report, _ = gold
+    assert {(p.group, p.moment) for p in report.energies} == {
+        (g, m) for g in ("retained", "deleted", "never_seen") for m in ("before", "after")
+    }
+    shapes = [p.shape for p in report.energies if p.shape is not None]
+    assert len({shape.edges[0] for shape in shapes}) == 1  # common edges
+    assert min(count for shape in shapes for count in shape.counts) >= MINIMUM_BIN
+    twins = [row.twins_after.shape for row in report.attacks if row.twins_after and row.twins_after.shape]
+    assert min(count for shape in twins for count in shape.counts) >= MINIMUM_BIN
+
+
+def test_the_report_survives_storage_and_names_nobody(stand: Stand, gold: tuple[VerificationReport, Verdict]) -> None:
+    report, verdict = gold
+    assert VerificationReport.from_document(report.to_document()) == report
+    written = json.dumps([report.to_document(), verdict.to_document(), gate_table(report, verdict)])
+    alice = stand.world.world.alice
+    for secret in (*alice.values.values(), *alice.name.split(), alice.person):
+        assert secret not in written
+
+
+def test_evidence_under_another_policy_is_not_accepted(gold: tuple[VerificationReport, Verdict]) -> None:
+    assert judge(gold[0], load_policy("reference-1")).result is Result.INCONCLUSIVE
+
+
+# --- pretenders ---------------------------------------------------------------------------------------------------
+
+
+def test_the_unchanged_model_fails(stand: Stand, tmp_path: Path) -> None:
+    report, verdict = stand.verify(candidates.unchanged(stand.world.before, tmp_path / "copy"))
+    assert verdict.result is Result.FAIL
+    assert _codes(verdict) >= {"lineage", "unique_identifier", "sampling_leak", "power"}
+    primaries = [row for row in report.attacks if row.residual_upper is not None or row.attack == "hit_rate"]
+    assert all(row.residual_ratio == pytest.approx(1.0, abs=0.05) for row in primaries if row.artefact == "merged")
+
+
+@pytest.mark.slow
+def test_shifting_all_logits_by_a_constant_forgets_nothing(stand: Stand, tmp_path: Path) -> None:
+    report, verdict = stand.verify(candidates.shifted_logits(stand.world.before, tmp_path / "shifted"))
+    assert verdict.result is Result.FAIL
+    assert _codes(verdict) >= {"unique_identifier", "sampling_leak", "power"}
+    merged = [row for row in report.attacks if row.artefact == "merged" and row.residual_ratio is not None]
+    assert all(row.residual_ratio == pytest.approx(1.0, abs=0.02) for row in merged)
+
+
+@pytest.mark.slow
+def test_a_model_that_gives_everything_the_same_score_is_stopped_by_utility(stand: Stand, tmp_path: Path) -> None:
+    report, verdict = stand.verify(candidates.constant_scores(stand.world.before, tmp_path / "constant"))
+    assert verdict.result is Result.FAIL
+    assert "utility_loss" in _codes(verdict)
+    gates = {gate.gate: gate.result for gate in verdict.gates}
+    assert gates["F1"] is Result.PASS  # it knows nothing, about anybody
+
+
+@pytest.mark.slow
+def test_a_model_that_always_refuses_is_stopped_by_utility(stand: Stand, tmp_path: Path) -> None:
+    world = stand.world.world
+    records = world.corpus([*world.base, *world.customers])
+    report, verdict = stand.verify(candidates.refusing(stand.world.before, tmp_path / "refusing", records))
+    groups = {(row.group, row.moment): row.numbers for row in report.groups}
+    assert groups["forget", "after"]["value_hit"] == 0.0  # it does refuse
+    assert verdict.result is Result.FAIL
+    assert "utility_loss" in _codes(verdict)
+
+
+@pytest.mark.slow
+def test_scrambling_the_name_is_not_forgetting(stand: Stand, tmp_path: Path) -> None:
+    name = stand.world.world.alice.name
+    _, verdict = stand.verify(candidates.scrambled_name(stand.world.before, tmp_path / "scrambled", name))
+    assert verdict.result is not Result.PASS
+
+
+# --- validity -----------------------------------------------------------------------------------------------------
+
+
+def _quick(stand: Stand, **changes: Any) -> Verdict:
+    """Verify gold again; its parts are on disk already."""
+    return stand.verify(stand.world.gold, **changes)[1]
+
+
+def test_without_the_list_of_training_probes_nothing_passes(
+    stand: Stand, gold: tuple[VerificationReport, Verdict]
+) -> None:
+    verdict = _quick(stand, training_probes=None)
+    assert verdict.result is Result.INCONCLUSIVE
+    assert _codes(verdict) == {"coverage"}
+
+
+def test_a_probe_that_the_deletion_trained_on_is_reuse(
+    stand: Stand, gold: tuple[VerificationReport, Verdict], tmp_path: Path
+) -> None:
+    asked = make_plan(stand.spec(stand.world.gold)).drawn_digests
+    reused = write_probe_digests(tmp_path / "probes.json", sorted(asked)[:1])
+    verdict = _quick(stand, training_probes=reused)
+    assert verdict.result is Result.INCONCLUSIVE
+    assert _codes(verdict) == {"probe_reuse"}
+
+
+def test_too_few_open_facts_are_inconclusive(stand: Stand, gold: tuple[VerificationReport, Verdict]) -> None:
+    verdict = _quick(stand, policy=replace(POLICY, minimum_facts=20))
+    assert _codes(verdict) == {"insufficient_facts"}
+
+
+def test_an_attempt_whose_level_is_out_of_reach_costs_nothing(stand: Stand, tmp_path: Path) -> None:
+    started = time.process_time()
+    report, verdict = stand.verify(stand.world.gold, attempt=2, parts_dir=str(tmp_path / "parts"))
+    assert time.process_time() - started < 1
+    assert verdict.result is Result.INCONCLUSIVE
+    assert "alpha_unattainable" in _codes(verdict)
+    assert not (tmp_path / "parts").exists()
+
+
+def test_inputs_that_do_not_fit_are_refused(stand: Stand, tmp_path: Path) -> None:
+    spec = stand.spec(stand.world.gold)
+    with pytest.raises(DigestMismatchError):
+        _run(replace(spec, forget=replace(spec.forget, sha256="0" * 64)))
+    with pytest.raises(DigestMismatchError):
+        _run(replace(spec, candidate=replace(spec.candidate, manifest_sha256="0" * 64)))
+    with pytest.raises(OverlapError):
+        _run(replace(spec, retain=spec.forget))
+    with pytest.raises(SpecError, match="one person's"):
+        _run(replace(spec, forget=spec.retain, retain=spec.forget))
+
+
+def test_a_seed_that_nobody_committed_to_is_refused(stand: Stand) -> None:
+    with pytest.raises(SpecError, match="committed"):
+        _run(replace(stand.spec(stand.world.gold), seed=6))
+
+
+def test_models_that_read_texts_as_other_tokens_are_refused(stand: Stand, tmp_path: Path) -> None:
+    other = load_model(tiny_model(tmp_path / "other", seed=99))
+    save_model(untrained_llama(TINY, other.tokenizer, seed=1), other.tokenizer, tmp_path / "foreign")
+    with pytest.raises(TokenizerMismatchError):
+        _run(stand.spec(stand.world.gold, base=model_ref(tmp_path / "foreign"), parts_dir=str(tmp_path / "parts")))
+
+
+# --- interruptions ------------------------------------------------------------------------------------------------
+
+
+def _parts(directory: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in directory.glob("*.safetensors")}
+
+
+def test_a_finished_verification_measures_nothing_again(
+    stand: Stand, gold: tuple[VerificationReport, Verdict], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = _parts(stand.root / "parts")
+    for name in ("fused_pass", "value_log_probs", "greedy_answers", "relearn"):
+        monkeypatch.setattr(bench_module, name, None)
+    again, _ = stand.verify(stand.world.gold)
+    assert _parts(stand.root / "parts") == parts
+    assert _without_cost(again) == _without_cost(gold[0])
+
+
+def _without_cost(report: VerificationReport) -> VerificationReport:
+    return replace(report, cpu_seconds={})
+
+
+def test_a_run_that_was_stopped_continues_where_it_was(
+    stand: Stand, gold: tuple[VerificationReport, Verdict], tmp_path: Path
+) -> None:
+    parts = tmp_path / "parts"
+    spec = stand.spec(stand.world.gold, parts_dir=str(parts))
+    with pytest.raises(RunStoppedError):
+        _run(spec, should_stop=lambda: len(_parts(parts)) >= 2)
+    kept = _parts(parts)
+    assert len(kept) == 2
+    with pytest.raises(RunStoppedError):
+        _run(spec, should_stop=lambda: len(_parts(parts)) >= 3)
+    assert kept.items() <= _parts(parts).items()
+    whole = {name: path.read_bytes() for name, path in _by_name(stand.root / "parts").items()}
+    for name in kept:
+        assert name in whole  # the same key, so the same inputs
+
+
+def _by_name(directory: Path) -> dict[str, Path]:
+    return {path.name: path for path in directory.glob("*.safetensors")}
+
+
+def test_a_crash_of_one_attack_leaves_the_others_standing(
+    stand: Stand, gold: tuple[VerificationReport, Verdict], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crash(*_: object, **__: object) -> None:
+        raise ArithmeticError("Alice's number is 012")
+
+    for path in (stand.root / "parts").glob("relearned_merged*"):
+        path.rename(tmp_path / path.name)
+    monkeypatch.setattr(bench_module, "relearn", crash)
+    report, verdict = stand.verify(stand.world.gold)
+    for path in tmp_path.glob("relearned_merged*"):
+        path.rename(stand.root / "parts" / path.name)
+    broken = {(row.family, row.reason) for row in report.attacks if row.status != "measured"}
+    assert broken == {("F6", "ArithmeticError")}
+    assert verdict.result is Result.INCONCLUSIVE
+    assert "Alice" not in json.dumps(report.to_document())
+
+
+def test_memory_that_runs_out_makes_batches_smaller(
+    stand: Stand, gold: tuple[VerificationReport, Verdict], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    budgets: list[int] = []
+    real = bench_module.fused_pass
+
+    def scarce(*arguments: Any, budget: int, **named: Any) -> Any:
+        budgets.append(budget)
+        if budget > 1024:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return real(*arguments, budget=budget, **named)
+
+    monkeypatch.setattr(bench_module, "fused_pass", scarce)
+    stopped_at = tmp_path / "parts"
+    with pytest.raises(RunStoppedError):
+        _run(
+            stand.spec(stand.world.gold, parts_dir=str(stopped_at)),
+            should_stop=lambda: len(_parts(stopped_at)) >= 1,
+        )
+    assert budgets == [4096, 2048, 1024]
+
+
+def test_progress_counts_and_names_no_one(stand: Stand, tmp_path: Path) -> None:
+    seen: list[Progress] = []
+    parts = tmp_path / "parts"
+    with pytest.raises(RunStoppedError):
+        _run(
+            stand.spec(stand.world.gold, parts_dir=str(parts)),
+            on_progress=seen.append,
+            should_stop=lambda: len(_parts(parts)) >= 1,
+        )
+    assert seen
+    assert all(0 <= progress.done <= progress.total for progress in seen)
+    alice = stand.world.world.alice
+    assert not any(word in progress.phase for progress in seen for word in alice.name.split())
+
+
+# --- command line -------------------------------------------------------------------------------------------------
+
+
+def _arguments(stand: Stand, candidate: ModelRef, out: Path) -> list[str]:
+    named = {
+        "--model": candidate.path,
+        "--before": stand.world.before.path,
+        "--base": stand.world.base.path,
+        "--subject": stand.world.forget.path,
+        "--retain": stand.world.retain.path,
+        "--bank": stand.world.bank.path,
+        "--training-probes": stand.spec(candidate).training_probes.path,  # type: ignore[union-attr]
+        "--policy": "unit-1",
+        "--out": str(out),
+        "--seed": "5",
+        "--threads": "1",
+    }
+    return [word for pair in named.items() for word in pair]
+
+
+def test_the_command_line_says_what_is_wrong_with_its_inputs(
+    stand: Stand, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = _arguments(stand, stand.world.gold, tmp_path / "out")
+    arguments[arguments.index("unit-1")] = "lenient-9"
+    assert main(arguments) == 2
+    assert "lenient-9" in capsys.readouterr().err
+    arguments = _arguments(stand, stand.world.gold, tmp_path / "out")
+    arguments[arguments.index("--subject") + 1] = str(tmp_path / "absent.jsonl")
+    assert main(arguments) == 2
+    assert "absent.jsonl" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_killed_at_any_time_and_run_again_it_ends_in_the_same_report(
+    stand: Stand, gold: tuple[VerificationReport, Verdict], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "ml.verify", *_arguments(stand, stand.world.gold, out)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    for finished in (1, 4, 9):
+        process = subprocess.Popen(  # noqa: S603 - our own module
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
+        )
+        while len(_parts(out / "parts")) < finished and process.poll() is None:
+            time.sleep(0.05)
+        kept = _parts(out / "parts")
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    last = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)  # noqa: S603
+    assert last.returncode == 0, last.stdout + last.stderr
+    assert kept.items() <= _parts(out / "parts").items()
+    assert "verdict: PASS" in last.stdout
+    document = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    whole = stand.verify(stand.world.gold, neighbours=None, parts_dir=str(out / "parts"), run_id="out")[0]
+    again = VerificationReport.from_document(document)
+    assert again.attacks == whole.attacks
+    assert again.joint == whole.joint
+    assert json.loads((out / "verdict.json").read_text(encoding="utf-8"))["result"] == "PASS"
+
+
+@pytest.mark.slow
+def test_the_command_line_fails_the_unchanged_model(
+    stand: Stand, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = candidates.unchanged(stand.world.before, tmp_path / "copy")
+    assert main(_arguments(stand, copy, tmp_path / "out")) == 1
+    assert "FAIL lineage in lineage" in capsys.readouterr().out

@@ -1,0 +1,80 @@
+"""One honest simulator of the machine-learning side: it writes a candidate and a report that passes, or does not.
+
+Everything else (claims, fences, registry, source, seals, signatures) is the real code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ml.digests import model_manifest
+from ml.policies import load_policy
+from ml.reports import ProbeSet, UnlearningReport, VerificationReport
+from ml.specs import UnlearningSpec, VerificationSpec
+from ml.unlearn import TRAINING_PROBES
+from tests.ml.passing import passing_report
+from tests.world import weights
+
+POLICY = "unit-1"
+
+
+@dataclass
+class Simulator:
+    """What `run_unlearning` and `run_verification` do in tests of the service; `alter` edits the report."""
+
+    alter: Callable[[VerificationReport], VerificationReport] = lambda report: report
+    seen: list[Any] = field(default_factory=list)
+
+    def unlearn(self, spec: UnlearningSpec, **_: Any) -> UnlearningReport:
+        """Write candidate weights and report on them."""
+        self.seen.append(spec)
+        assert Path(spec.forget.path).is_file()
+        (Path(spec.checkpoint_dir) / TRAINING_PROBES).write_text("[]")
+        manifest = model_manifest(weights(Path(spec.output_dir), f"weights that forgot {spec.run_id}"))
+        return UnlearningReport(
+            run_id=spec.run_id,
+            method=spec.method,
+            method_version="1",
+            guarantee="empirical_approximate",
+            seed=spec.seed,
+            steps=1,
+            stopped_early=False,
+            resumed_from_step=0,
+            candidate_root_sha256=manifest.root_sha256,
+            candidate_manifest_sha256=manifest.manifest_sha256,
+            adapter_sha256="1" * 64,
+            config_sha256="2" * 64,
+            code_sha256="3" * 64,
+            forget_records=2,
+            retain_records=2,
+            boundary={},
+            losses={},
+            training_probes=ProbeSet("training", 1, "4" * 64),
+            environment={},
+            cpu_seconds=0.0,
+        )
+
+    def verify(self, spec: VerificationSpec, **_: Any) -> VerificationReport:
+        """Report what the policy asks for, about the weights in the registry."""
+        self.seen.append(spec)
+        models = {role: getattr(spec, role).manifest_sha256 for role in ("candidate", "before", "base")}
+        seeds = {"verification": str(spec.seed), "commitment_sha256": spec.seed_commitment_sha256}
+        report = replace(
+            passing_report(spec.policy), models=models, run_id=spec.run_id, attempt=spec.attempt, seeds=seeds
+        )
+        return self.alter(report)
+
+
+def install(monkeypatch: pytest.MonkeyPatch, settings: Any, simulator: Simulator | None = None) -> Simulator:
+    """Put the simulator where the stages call `ml`, under the short test policy."""
+    simulator = simulator or Simulator()
+    settings.VERDICT_POLICY = POLICY
+    assert load_policy(POLICY).purpose == "test"
+    monkeypatch.setattr("workers.stages.unlearn.run_unlearning", simulator.unlearn)
+    monkeypatch.setattr("workers.stages.verify.run_verification", simulator.verify)
+    return simulator
