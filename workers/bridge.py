@@ -167,6 +167,14 @@ def model_ref(version: ModelVersion) -> ModelRef:
     return ModelRef(str(path), version.manifest_sha256)
 
 
+def use_threads() -> None:
+    """Give torch the number of threads the operator set; 0 leaves it to torch."""
+    if settings.TORCH_THREADS:
+        import torch
+
+        torch.set_num_threads(settings.TORCH_THREADS)
+
+
 def _unless_empty(run: UnlearningRun, refs: dict[str, FileRef], name: str) -> FileRef | None:
     return refs[name] if run.snapshots[name]["count"] else None
 

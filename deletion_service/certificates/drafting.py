@@ -120,6 +120,7 @@ def erasure_facts(
         scope=_scope(target),
         evaluation=_evaluation(document, evidence, new_version),
         verification_seed_commitment=f"sha256:{run.verification_seed_sha256}",
+        verification_seed_origin="fixed" if run.seed_fixed else "drawn",
         retirement=tuple(_retirements(target, released=evidence.verdict == Verdict.PASS)),
         sources=tuple(_sources(target)),
         recipients=Recipients("0", "0", "0"),

@@ -168,8 +168,9 @@ class ErasureFacts:
     """Everything a statement says, before it is put into words.
 
     `manifest` lists every file of the new model (`manifest_rows`); `verification_seed_commitment` was fixed before
-    training ended; `key_custody` says what keeps the issuer's and the approver's key apart; `disposal` is `None`
-    while the request's data are still needed for another attempt; `supersedes` names an earlier certificate.
+    training ended, and its origin tells a seed drawn for this run from one the operator set; `key_custody` says what
+    keeps the issuer's and the approver's key apart; `disposal` is `None` while the request's data are still needed
+    for another attempt; `supersedes` names an earlier certificate.
     """
 
     certificate_id: Identifier
@@ -186,6 +187,7 @@ class ErasureFacts:
     scope: Scope
     evaluation: Evaluation
     verification_seed_commitment: PrefixedSha256
+    verification_seed_origin: Literal["drawn", "fixed"]
     retirement: tuple[Retirement, ...]
     sources: tuple[SourceResult, ...]
     recipients: Recipients

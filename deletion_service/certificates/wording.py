@@ -45,6 +45,10 @@ _CUSTODY: Final[Mapping[str, str]] = {
     "separate_hosts": "The two signing keys are kept on separate hosts of one operator, who controls both.",
     "separate_hardware": "The two signing keys are kept in separate hardware of one operator, who controls both.",
 }
+_FIXED_SEED: Final = (
+    "The operator set the seed of the verification before the run instead of drawing it, so the questions and the "
+    "control people could be foreseen while the model was changed."
+)
 _ALWAYS: Final = (
     "The statistics bound what the attacks listed could recover; another attack may recover more.",
     "The bounds hold for the person's facts taken together, not for each single fact.",
@@ -81,6 +85,7 @@ def limitations_of(facts: ErasureFacts) -> tuple[str, ...]:
         _GUARANTEES[facts.method.guarantee],
         *_ALWAYS,
         _CUSTODY[facts.key_custody],
+        *([_FIXED_SEED] if facts.verification_seed_origin == "fixed" else []),
         *_of_evaluation(facts.evaluation),
         *(_of_kept_weights(row) for row in facts.retirement if row.probe != "gone"),
         *(_of_source(row) for row in facts.sources if row.probe != "gone"),

@@ -197,6 +197,7 @@ def facts(
             policy_uri=None,
         ),
         verification_seed_commitment=f"sha256:{SEED_COMMITMENT}",
+        verification_seed_origin="drawn",
         retirement=(
             Retirement(DigestSet(sha256_hex(b"root before")), "deleted", None, "gone", "2027-03-05T11:30:00Z"),
         ),

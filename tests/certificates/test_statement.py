@@ -169,6 +169,14 @@ def test_a_verdict_by_a_test_policy_is_said_to_have_no_value(tmp_path: Path) -> 
 # --- what it may not say ------------------------------------------------------------------------------------------
 
 
+def test_a_seed_that_the_operator_set_is_stated_as_a_limitation(passed: forge.CertificateSet) -> None:
+    drawn = predicate(passed.facts)["limitations"]
+    fixed = predicate(replace(passed.facts, verification_seed_origin="fixed"))["limitations"]
+    added = [text for text in fixed if text not in drawn]
+    assert len(added) == 1
+    assert added[0].startswith("The operator set the seed of the verification")
+
+
 def with_gate(facts: ErasureFacts, result: Any) -> ErasureFacts:
     gates = (replace(facts.evaluation.gates[0], result=result), *facts.evaluation.gates[1:])
     return replace(facts, evaluation=replace(facts.evaluation, gates=gates))
