@@ -5,7 +5,6 @@ A link is a keyed digest of the request and a nonce: losing the database disclos
 
 from __future__ import annotations
 
-import hmac
 import json
 import secrets
 from datetime import datetime, timedelta
@@ -13,7 +12,7 @@ from datetime import datetime, timedelta
 from django.conf import settings
 from django.db import transaction
 from django.utils import timezone
-from django.utils.crypto import salted_hmac
+from django.utils.crypto import constant_time_compare, salted_hmac
 
 from deletion_service.audit import trail
 from deletion_service.errors import LinkError, PayloadDestroyedError
@@ -44,7 +43,7 @@ def find_by_status_link(receipt: str, token: str) -> ErasureRequest:
     """
     request = ErasureRequest.objects.filter(receipt=receipt).first()
     expected = status_token(request) if request else _token("status", "unknown")
-    if not hmac.compare_digest(expected, token) or request is None:
+    if not constant_time_compare(expected, token) or request is None:
         raise LinkError("this link is not valid; use the newest link we sent you")
     return request
 
@@ -57,7 +56,7 @@ def pending_check(receipt: str, token: str) -> IdentityCheck:
     """
     check = IdentityCheck.objects.select_related("request").filter(request__receipt=receipt).first()
     expected = identity_token(check) if check else _token("identity", "unknown")
-    matches = hmac.compare_digest(expected, token)
+    matches = constant_time_compare(expected, token)
     if check is None or not matches or not _is_open(check):
         raise LinkError("this link was used, has expired or is not valid; ask again to get a new one")
     return check
