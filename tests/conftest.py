@@ -24,3 +24,14 @@ django.setup()
 from django.core.management import call_command  # noqa: E402
 
 call_command("create_keys", verbosity=0, stdout=io.StringIO())
+
+
+def pytest_report_header() -> list[str]:
+    """Say which database and which broker this run is about."""
+    from django.conf import settings
+    from django.db import connection
+
+    return [
+        f"database: {connection.vendor}",
+        f"broker: {'redis' if settings.REDIS_URL else 'none, the embedded runner'}",
+    ]
