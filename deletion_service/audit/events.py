@@ -1,4 +1,4 @@
-"""What every append-only event table shares: only listed pairs of statuses, and no UPDATE or DELETE."""
+"""What every append-only event table shares: only listed pairs of statuses, and no UPDATE, DELETE or TRUNCATE."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def pair_is_listed(moves: Mapping[str, frozenset[str]], first: str) -> Q:
 
 
 def append_only(*tables: str) -> migrations.RunPython:
-    """Return a migration step whose triggers refuse UPDATE and DELETE on `tables`, on PostgreSQL and SQLite."""
+    """Return a migration step whose triggers refuse to change, delete or empty `tables`, on PostgreSQL and SQLite."""
 
     def install(apps: StateApps, schema_editor: BaseDatabaseSchemaEditor) -> None:
         for table in tables:
@@ -28,11 +28,8 @@ def append_only(*tables: str) -> migrations.RunPython:
                 schema_editor.execute(statement, params=None)
 
     def remove(apps: StateApps, schema_editor: BaseDatabaseSchemaEditor) -> None:
-        vendor = schema_editor.connection.vendor
         for table in tables:
-            for act in ("update", "delete"):
-                on = f" ON {table}" if vendor == "postgresql" else ""
-                schema_editor.execute(f"DROP TRIGGER IF EXISTS {table}_no_{act}{on}")
+            _remove(schema_editor, table)
 
     return migrations.RunPython(install, remove)
 
@@ -46,11 +43,15 @@ def frozen_columns(table: str, *columns: str) -> migrations.RunPython:
             schema_editor.execute(statement, params=None)
 
     def remove(apps: StateApps, schema_editor: BaseDatabaseSchemaEditor) -> None:
-        on = f" ON {table}" if schema_editor.connection.vendor == "postgresql" else ""
-        for act in ("update", "delete"):
-            schema_editor.execute(f"DROP TRIGGER IF EXISTS {table}_no_{act}{on}")
+        _remove(schema_editor, table)
 
     return migrations.RunPython(install, remove)
+
+
+def _remove(schema_editor: BaseDatabaseSchemaEditor, table: str) -> None:
+    on = f" ON {table}" if schema_editor.connection.vendor == "postgresql" else ""
+    for act in ("update", "delete", "truncate"):
+        schema_editor.execute(f"DROP TRIGGER IF EXISTS {table}_no_{act}{on}")
 
 
 def _triggers(vendor: str, table: str, *, changed: tuple[str, ...] = ()) -> list[str]:
@@ -66,11 +67,12 @@ def _triggers(vendor: str, table: str, *, changed: tuple[str, ...] = ()) -> list
             "$$ BEGIN RAISE EXCEPTION '% is append-only', TG_TABLE_NAME "
             "USING ERRCODE = 'integrity_constraint_violation'; END $$"
         )
-        return [function] + [
-            f"CREATE TRIGGER {table}_no_{act} BEFORE {act.upper()} ON {table} "
-            f"FOR EACH ROW {when[act]}EXECUTE FUNCTION lethe_append_only()"
+        refuse = "EXECUTE FUNCTION lethe_append_only()"
+        rows = [
+            f"CREATE TRIGGER {table}_no_{act} BEFORE {act.upper()} ON {table} FOR EACH ROW {when[act]}{refuse}"
             for act in ("update", "delete")
         ]
+        return [function, *rows, f"CREATE TRIGGER {table}_no_truncate BEFORE TRUNCATE ON {table} {refuse}"]
     return [
         f"CREATE TRIGGER {table}_no_{act} BEFORE {act.upper()} ON {table} {when[act]}"
         f"BEGIN SELECT RAISE(ABORT, '{table} is append-only'); END"

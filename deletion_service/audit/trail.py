@@ -39,21 +39,22 @@ def seal_events(*, limit: int = _BATCH) -> AuditSeal | None:
     events = list(AuditEvent.objects.filter(seal_entry=None).order_by("id")[:limit])
     if not events:
         return None
-    last = AuditSeal.objects.order_by("-id").first()
-    seal = AuditSeal(
-        count=len(events),
-        events_sha256=_events_sha256(events),
-        previous_sha256=last.seal_sha256 if last else _FIRST,
-    )
+    seal = AuditSeal(count=len(events), events_sha256=_events_sha256(events), previous_sha256=newest_seal())
     seal.seal_sha256 = _seal_sha256(seal)
     seal.save(force_insert=True)
     AuditSealEntry.objects.bulk_create(AuditSealEntry(seal=seal, event=event) for event in events)
     return seal
 
 
-def verify_chain() -> list[str]:
-    """Return what is wrong with the chain, in words; an empty list means that it holds."""
+def verify_chain(*, noted: str = "") -> list[str]:
+    """Return what is wrong with the chain, in words; an empty list means that it holds.
+
+    `noted` is a seal digest that somebody wrote down elsewhere: a chain cut off at its end holds in itself, and only
+    such a digest shows that it was longer once.
+    """
     problems, previous = [], _FIRST
+    if noted and not AuditSeal.objects.filter(seal_sha256=noted).exists():
+        problems.append("the seal that was noted is not in the chain; its end was removed or rewritten")
     for seal in AuditSeal.objects.order_by("id").iterator():
         events = list(AuditEvent.objects.filter(seal_entry__seal=seal).order_by("id"))
         if seal.previous_sha256 != previous or seal.seal_sha256 != _seal_sha256(seal):
@@ -62,6 +63,12 @@ def verify_chain() -> list[str]:
             problems.append(f"seal {seal.id}: its events were changed, removed or added to")
         previous = seal.seal_sha256
     return problems
+
+
+def newest_seal() -> str:
+    """Return the digest at the end of the chain, for somebody to note elsewhere."""
+    last = AuditSeal.objects.order_by("-id").first()
+    return last.seal_sha256 if last else _FIRST
 
 
 def event_document(event: AuditEvent) -> dict[str, str | int]:

@@ -16,7 +16,6 @@ from urllib.parse import urlsplit
 
 import pytest
 from django.core.cache import cache
-from django.db import connection
 from selenium import webdriver
 from selenium.webdriver.chrome.options import Options
 from selenium.webdriver.chrome.service import Service
@@ -44,28 +43,6 @@ def _binaries() -> tuple[str, str]:
     if os.environ.get("CI"):
         pytest.fail(reason)
     pytest.skip(reason)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _emptying_lifts_the_triggers(django_db_setup: None) -> Iterator[None]:
-    """Tests with a live server empty the tables afterwards; on SQLite the append-only triggers would refuse that."""
-    if connection.vendor != "sqlite":
-        yield
-        return
-    empty = connection.ops.execute_sql_flush
-
-    def lifted(statements: list[str]) -> None:
-        with connection.cursor() as cursor:
-            triggers = cursor.execute("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'").fetchall()
-            for name, _ in triggers:
-                cursor.execute(f"DROP TRIGGER {name}")
-            empty(statements)
-            for _, definition in triggers:
-                cursor.execute(definition)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(connection.ops, "execute_sql_flush", lifted)
-        yield
 
 
 @pytest.fixture(scope="session")
