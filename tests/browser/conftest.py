@@ -17,11 +17,11 @@ from urllib.parse import urlsplit
 import pytest
 from django.core.cache import cache
 from selenium import webdriver
+from selenium.common.exceptions import WebDriverException
 from selenium.webdriver.chrome.options import Options
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
-from selenium.webdriver.support.expected_conditions import staleness_of
 from selenium.webdriver.support.ui import WebDriverWait
 
 from tests.flow.conftest import simulator  # noqa: F401 - a fixture
@@ -58,6 +58,15 @@ def _driver() -> Iterator[webdriver.Chrome]:
     chrome.set_page_load_timeout(60)
     yield chrome
     chrome.quit()
+
+
+def _is_gone(page: WebElement) -> bool:
+    """Whether another document took a page's place; while it does, chromium answers with errors of several kinds."""
+    try:
+        page.is_enabled()
+    except WebDriverException:
+        return True
+    return False
 
 
 class Visitor:
@@ -149,7 +158,7 @@ class Visitor:
         self.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", element)
         element.click()
         if leads_on:
-            WebDriverWait(self.driver, 20).until(staleness_of(page))
+            WebDriverWait(self.driver, 20).until(lambda _: _is_gone(page))
 
     def _by_text(self, tag: str, text: str) -> WebElement:
         return next(e for e in self.driver.find_elements(By.TAG_NAME, tag) if e.text.strip().startswith(text))
