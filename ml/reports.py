@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import Final, Literal, TypeAlias
 
 from ml.digests import document_sha256
 from ml.documents import Json, plain_object, read
@@ -17,6 +17,10 @@ from ml.errors import SpecError
 
 SCHEMA_VERSION: Final = 1
 MINIMUM_BIN: Final = 5
+Guarantee: TypeAlias = Literal[
+    "exact_retrain", "exact_sharded", "certified_approximate", "empirical_approximate", "filter_only", "unchanged"
+]
+"""What a method can promise (compliance, section 12): a code that a certificate puts into words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,7 +237,7 @@ class UnlearningReport:
     run_id: str
     method: str
     method_version: str
-    guarantee: str
+    guarantee: Guarantee
     seed: int
     steps: int
     stopped_early: bool

@@ -153,7 +153,7 @@ def _method(run: UnlearningRun) -> MethodFacts:
     return MethodFacts(
         name=run.method,
         version=report.method_version if report else "not-run",
-        guarantee=report.guarantee if report else "empirical_approximate",  # type: ignore[arg-type]  # checked by form
+        guarantee=report.guarantee if report else "unchanged",
         code_digest=f"sha256:{report.code_sha256}" if report else None,
         config_digest=f"sha256:{report.config_sha256}" if report else None,
         image_digest=settings.IMAGE_DIGEST or None,

@@ -24,6 +24,7 @@ from deletion_service.certificates.forms import (
     WholeNumber,
 )
 from ml.digests import ModelManifest
+from ml.reports import Guarantee
 
 VerdictText: TypeAlias = Literal["PASS", "FAIL", "INCONCLUSIVE"]
 
@@ -71,9 +72,7 @@ class MethodFacts:
 
     name: Code
     version: Identifier
-    guarantee: Literal[
-        "exact_retrain", "exact_sharded", "certified_approximate", "empirical_approximate", "filter_only"
-    ]
+    guarantee: Guarantee
     code_digest: PrefixedSha256 | None
     config_digest: PrefixedSha256 | None
     image_digest: PrefixedSha256 | None

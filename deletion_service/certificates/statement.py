@@ -192,8 +192,8 @@ def _of_verdict(facts: ErasureFacts) -> Iterator[str]:
 
 
 def _of_pass(facts: ErasureFacts) -> Iterator[str]:
-    if facts.method.guarantee == "filter_only":
-        yield "a filter leaves the weights as they were and cannot PASS"
+    if facts.method.guarantee in ("filter_only", "unchanged"):
+        yield "weights that were left as they were cannot PASS"
     if not residual_bounds(facts.evaluation):
         yield "PASS needs at least one attack with a bound on the remaining influence"
     if not facts.evaluation.artifact_loaded_by_digest:

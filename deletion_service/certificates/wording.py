@@ -12,6 +12,7 @@ from typing import Final
 
 from deletion_service.certificates.evaluation import Evaluation, GateRow, Unmet
 from deletion_service.certificates.facts import ErasureFacts, Retirement, SourceResult, VerdictText
+from ml.reports import Guarantee
 
 CERTIFICATE_TITLE: Final = "Erasure certificate"
 ATTEMPT_TITLE: Final = "Erasure attempt report"
@@ -28,7 +29,7 @@ _FAMILIES: Final[Mapping[str, str]] = {
     "F8": "optimised attacks",
 }
 
-_GUARANTEES: Final[Mapping[str, str]] = {
+_GUARANTEES: Final[Mapping[Guarantee, str]] = {
     "exact_retrain": "The model was trained again without the records in scope; nothing is said about models derived "
     "from the old one beyond those listed.",
     "exact_sharded": "Only the shards that held the records in scope were trained again; choices made from the whole "
@@ -37,6 +38,7 @@ _GUARANTEES: Final[Mapping[str, str]] = {
     "mathematical guarantee holds only under the assumptions of the method.",
     "empirical_approximate": "The weights were changed by approximate unlearning, not by training again without the "
     "data; there is no mathematical guarantee, only the measurements listed.",
+    "unchanged": "The weights were not changed: no unlearning was done, or none was finished.",
     "filter_only": "The weights were not changed: an output filter hides the data, and anyone who holds the weights "
     "can still read them.",
 }

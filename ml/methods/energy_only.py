@@ -17,6 +17,7 @@ from ml.errors import EnergyNotSeparatingError
 from ml.loop import Backward
 from ml.methods.method import METHODS, Need, Plan, Training, UnlearningTask, answer_positions, watched
 from ml.methods.retention import Retention
+from ml.reports import Guarantee
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,7 @@ class EnergyOnly:
     """`L = energy_weight * (hinge_f + hinge_r)`, token by token (unlearning-methods 1.5 without its token term)."""
 
     version = "1"
-    guarantee = "none: this method exists to be refused"
+    guarantee: Guarantee = "empirical_approximate"
     needs = frozenset({Need.RETAIN, Need.BOUNDARY})
     settings = EnergyOnlySettings
 

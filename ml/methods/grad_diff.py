@@ -17,6 +17,7 @@ from ml.methods.losses import grad_diff_loss
 from ml.methods.method import METHODS, Need, Plan, Training, UnlearningTask, watched
 from ml.methods.retention import Retention
 from ml.models.forward import answer_logits
+from ml.reports import Guarantee
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,7 @@ class GradDiff:
     """`L = -gamma * NLL(forget) + alpha * NLL(retain)`, both means over labelled tokens."""
 
     version = "1"
-    guarantee = "empirical: judged by attacks, not proven"
+    guarantee: Guarantee = "empirical_approximate"
     needs = frozenset({Need.RETAIN})
     settings = GradDiffSettings
 

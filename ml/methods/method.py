@@ -20,6 +20,7 @@ from ml.loop import LoopSettings, StepFunction
 from ml.models.adapters import reference_model
 from ml.models.forward import logits_before
 from ml.registry import Registry
+from ml.reports import Guarantee
 from ml.specs import Record
 
 _BATCH_TOKENS: Final = 4096
@@ -120,7 +121,7 @@ class Method(Protocol):
     """A deletion method: `settings` is a frozen dataclass with a field `training`; `guarantee` is for certificates."""
 
     version: str
-    guarantee: str
+    guarantee: Guarantee
     needs: frozenset[Need]
     settings: type[Any]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ml.methods.method import METHODS, Need, Plan, Training, UnlearningTask
+from ml.reports import Guarantee
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +20,7 @@ class NoDeletion:
     """Return the model as it was, under another name."""
 
     version = "1"
-    guarantee = "none: nothing is unlearned"
+    guarantee: Guarantee = "unchanged"
     needs: frozenset[Need] = frozenset()
     settings = NoneSettings
 

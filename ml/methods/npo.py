@@ -18,6 +18,7 @@ from ml.methods.losses import chosen_log_probs, npo_loss
 from ml.methods.method import METHODS, Need, Plan, Training, UnlearningTask, answer_positions, watched
 from ml.methods.retention import Retention
 from ml.models.forward import answer_logits
+from ml.reports import Guarantee
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +36,7 @@ class Npo:
     """`L = gamma * NPO(forget) + alpha * NLL(retain)`."""
 
     version = "1"
-    guarantee = "empirical: judged by attacks, not proven"
+    guarantee: Guarantee = "empirical_approximate"
     needs = frozenset({Need.RETAIN})
     settings = NpoSettings
 

@@ -199,7 +199,8 @@ LATER = "2027-03-05T12:00:01Z"
         (lambda f: with_gate(f, "ERROR"), "carry INCONCLUSIVE, not PASS"),
         (lambda f: replace(f, verdict="FAIL"), "carry PASS, not FAIL"),
         (without_bounds, "at least one attack"),
-        (lambda f: replace(f, method=replace(f.method, guarantee="filter_only")), "filter"),
+        (lambda f: replace(f, method=replace(f.method, guarantee="filter_only")), "left as they were"),
+        (lambda f: replace(f, method=replace(f.method, guarantee="unchanged")), "left as they were"),
         (
             lambda f: replace(f, evaluation=replace(f.evaluation, artifact_loaded_by_digest=False)),
             "not the model named",
