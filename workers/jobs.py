@@ -211,7 +211,7 @@ def _run_stage(lease: Lease, stage: Stage) -> str:
         kind = getattr(exc, "kind", "")
         return give_up_or_retry(lease, code=exc.code, transient=kind in _TRANSIENT_KINDS)
     except Exception as exc:  # noqa: BLE001 - a process boundary: whatever a stage raises, the job row must say so
-        _log.error("stage_crashed", job=lease.job_id, kind=lease.kind, error=type(exc).__name__)
+        _log.error("stage_crashed", job=lease.job_id, kind=lease.kind, exc_info=True)
         return give_up_or_retry(lease, code=type(exc).__name__[:64], transient=True)
     return "done"
 
