@@ -17,7 +17,7 @@ from deletion_service.targets.catalogue import (
     register_model,
     register_version,
 )
-from deletion_service.targets.models import ModelVersion, TrainedModel
+from deletion_service.targets.models import ModelVersion
 from deletion_service.targets.registries import open_registry
 from deletion_service.targets.sources import open_source
 from deletion_service.targets.statuses import VersionStatus
@@ -53,9 +53,13 @@ def _register(options: dict[str, Any]) -> ModelVersion:
         alias=options["alias"],
         actor=_ACTOR,
     )
+    # Read before anything is published: a source that cannot be read must leave no weights behind.
+    source = open_source(model.sources[0])
+    digests = sorted(record_sha256(found.record.record_id) for found in source.records())
     registry = open_registry(model.registry)
     base = registry.publish(options["base"], parent=None, tags={})
     serving = registry.publish(options["model"], parent=base.number, tags={})
+    registry.move_alias(model.alias, expected=None, to=serving.number, epoch=0)
     base_row = register_version(model, number=base.number, kind=ModelVersion.Kind.BASE, actor=_ACTOR)
     row = register_version(
         model,
@@ -66,20 +70,13 @@ def _register(options: dict[str, Any]) -> ModelVersion:
         base=base_row,
         status=VersionStatus.SERVING,
     )
-    _state_manifest(model, row)
-    registry.move_alias(model.alias, expected=None, to=serving.number, epoch=0)
-    return row
-
-
-def _state_manifest(model: TrainedModel, version: ModelVersion) -> None:
-    """The fine-tuned model learned from everything that is in its source now."""
-    source = open_source(model.sources[0])
-    digests = sorted(record_sha256(found.record.record_id) for found in source.records())
+    # The fine-tuned model learned from everything that is in its source now.
     record_training_manifest(
-        version,
+        row,
         dataset_name=source.name,
         dataset_sha256=document_sha256(digests),
         record_digests=digests,
         trained_on=date.today(),  # noqa: DTZ011 - a calendar day on a document, not a moment
         actor=_ACTOR,
     )
+    return row
