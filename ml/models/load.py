@@ -12,10 +12,14 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
 
 from ml.digests import model_manifest
 from ml.errors import DigestMismatchError, ModelDirectoryError, TokenizerMismatchError
 from ml.specs import ModelRef
+
+# Progress is ours to report, and logs are not terminals.
+transformers_logging.disable_progress_bar()
 
 
 @dataclass(frozen=True, slots=True)
