@@ -14,7 +14,7 @@ NOT_LOCKED := torch triton cuda-bindings cuda-pathfinder cuda-toolkit $(addprefi
 LOCK = uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-header --quiet \
 	--no-emit-index-url --no-emit-find-links $(addprefix --no-emit-package ,$(NOT_LOCKED))
 
-.PHONY: setup up demo check test test-slow lint types imports migrations openapi gpu lock clean
+.PHONY: setup up demo check test test-slow lint types imports migrations openapi bench gpu lock clean
 
 setup: $(VENV)/.installed
 
@@ -37,7 +37,7 @@ check: lint types imports migrations openapi
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/bandit --quiet --recursive --configfile pyproject.toml deletion_service workers ml demo
+	$(BIN)/bandit --quiet --recursive --configfile pyproject.toml deletion_service workers ml demo benchmarks
 
 # Checks that load the settings get a home and keys of their own.
 CHECK_HOME := $(CURDIR)/var/check
@@ -63,6 +63,9 @@ test: setup
 
 test-slow: setup
 	$(BIN)/python -m pytest -m "slow and not gpu"
+
+bench: setup
+	$(BIN)/python -m benchmarks
 
 gpu: setup
 	$(BIN)/python -m pytest -m gpu
