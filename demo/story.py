@@ -13,6 +13,7 @@ from demo.progress import Screen
 
 _POLL_S: Final = 0.5
 _READING: Final = ("requests:read", "targets:read", "evidence:read", "certificates:read")
+_REASONS: Final = {"PASS": "all_gates_passed", "FAIL": "evidence_failed"}
 _WORDS: Final = {
     "locate": "searching",
     "unlearn": "unlearning",
@@ -96,7 +97,7 @@ class Story:
     def _rhea_decides(self, case: str, verdict: str) -> None:
         passed = verdict == "PASS"
         choice = "release" if passed else "decline"
-        reason = {"PASS": "all_gates_passed", "FAIL": "evidence_failed"}.get(verdict, "evidence_inconclusive")
+        reason = _REASONS.get(verdict, "evidence_inconclusive")
         does = "releases the new version" if passed else "releases nothing"
         self.screen.say(f"The verdict is {verdict}. Rhea reads the evidence and {does}.")
         self.rhea.open(f"/console/cases/{case}/decide")
