@@ -117,6 +117,13 @@ class SourceError(DomainError):
     code = "training_source_invalid"
 
 
+class SourceUnavailableError(SourceError):
+    """A training source cannot be read or written now; the message names the file."""
+
+    code = "training_source_unavailable"
+    kind: ClassVar[Kind] = "unavailable"
+
+
 class RegistryError(DomainError):
     """A model registry refused, or is not what its record says."""
 

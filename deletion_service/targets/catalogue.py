@@ -55,15 +55,17 @@ def register_model(
     """Register a lineage of versions and where its training texts live.
 
     Raises:
-        InvalidInputError: an unknown registry or source kind, a malformed name or alias, or a name that is taken.
+        InvalidInputError: an unknown registry or source kind, a source named twice, a malformed name or alias, or a
+            name that is taken.
     """
     if not _NAME.fullmatch(name):
         raise InvalidInputError("a model name is 1 to 64 letters, digits and . _ -", pointer="/name")
     if not _ALIAS.fullmatch(alias) or _RESERVED_ALIAS.fullmatch(alias):
         raise InvalidInputError("an alias is 1 to 64 letters, digits, _ and -, not latest or v<n>", pointer="/alias")
     open_registry(registry)
-    for source in sources:
-        open_source(source)
+    names = [open_source(source).name for source in sources]
+    if len(set(names)) != len(names):
+        raise InvalidInputError("a source is named twice; its records would count twice", pointer="/sources")
     try:
         with transaction.atomic():
             model = TrainedModel.objects.create(name=name, registry=registry, sources=list(sources), alias=alias)

@@ -78,6 +78,7 @@ def test_a_source_that_keeps_tombstones_is_registered_as_such(deployer: Machine)
         ({"registry": {"kind": "directory", "name": "a", "path": "/etc"}}, "/registry"),
         ({"registry": []}, "/registry"),
         ({"sources": [{"kind": "jsonl_directory"}]}, "/sources/0/name"),
+        ({"sources": [{"kind": "jsonl_directory", "name": "customers"}] * 2}, "/sources"),
         ({"alias": "latest"}, "/alias"),
         ({"alias": "v7"}, "/alias"),
         ({"alias": "a b"}, "/alias"),

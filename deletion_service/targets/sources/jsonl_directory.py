@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from django.conf import settings as django_settings
 
-from deletion_service.errors import InvalidInputError, SourceError
+from deletion_service.errors import InvalidInputError, SourceError, SourceUnavailableError
 from deletion_service.requests.intake import Identifier
 from deletion_service.targets.registries.directory import NAME
 from deletion_service.targets.sources import ErasureAction, SourceRecord
@@ -42,14 +43,21 @@ class JsonlDirectorySource:
         """Yield every live record in file and line order.
 
         Raises:
-            SourceError: a line is malformed; the message names file and line, never content.
+            SourceError: a line is malformed, or a record id stands twice; the message names file and line, never
+                content.
+            SourceUnavailableError: a file cannot be read.
         """
+        seen: set[str] = set()
         for path in self._files():
-            with path.open(encoding="utf-8") as lines:
-                for number, line in enumerate(lines, start=1):
-                    document = _parse(line, f"{path.name}, line {number}")
-                    if not document.get("erased"):
-                        yield _source_record(document, f"{path.name}, line {number}")
+            for _, document, where in _documents(path):
+                if document.get("erased"):
+                    continue
+                found = _source_record(document, where)
+                if found.record.record_id in seen:
+                    # Two people's records under one id: forgetting the one would delete the other's.
+                    raise SourceError(f"{where}: this record id stands above already; give each record its own")
+                seen.add(found.record.record_id)
+                yield found
 
     def question_bank(self) -> Path:
         """Return the bank's path."""
@@ -78,50 +86,88 @@ class JsonlDirectorySource:
 
     def _rewrite(self, path: Path, doomed: set[str]) -> None:
         kept, changed = [], False
-        with path.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
-                document = _parse(line, f"{path.name}, line {number}")
-                if document.get("record_id") not in doomed or document.get("erased"):
-                    kept.append(line if line.endswith("\n") else f"{line}\n")
-                    continue
-                changed = True
-                if self._tombstones:
-                    kept.append(json.dumps({"record_id": document["record_id"], "erased": True}) + "\n")
+        for line, document, _ in _documents(path):
+            if document.get("record_id") not in doomed or document.get("erased"):
+                kept.append(line if line.endswith("\n") else f"{line}\n")
+                continue
+            changed = True
+            if self._tombstones:
+                kept.append(json.dumps({"record_id": document["record_id"], "erased": True}) + "\n")
         if changed:
             _replace(path, "".join(kept))
 
 
+def _documents(path: Path) -> Iterator[tuple[str, dict[str, Any], str]]:
+    """Yield each line of a file, what it says, and how to name it in a message."""
+    number = 0
+    with _readable(path):
+        stream = path.open("rb")
+    with stream:
+        while True:
+            with _readable(path):
+                line = stream.readline()
+            if not line:
+                return
+            number += 1
+            where = f"{path.name}, line {number}"
+            text, document = _parse(line, where)
+            yield text, document, where
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        problem = type(exc).__name__
+        raise SourceUnavailableError(f"{path.name} cannot be read or written ({problem}); check its disk") from exc
+
+
 def _replace(path: Path, text: str) -> None:
     temporary = path.with_suffix(".part")
-    with temporary.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
+    with _readable(path):
+        with temporary.open("w", encoding="utf-8", newline="") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
 
 
-def _parse(line: str, where: str) -> dict[str, Any]:
+def _parse(line: bytes, where: str) -> tuple[str, dict[str, Any]]:
     try:
-        document = json.loads(line)
-    except ValueError as exc:
-        raise SourceError(f"{where}: not JSON; repair the line") from exc
+        text = line.decode("utf-8")
+        document = json.loads(text)
+        if "\\u" in text:
+            # Half of a surrogate pair is JSON and yet no text: nothing could write it down again.
+            json.dumps(document, ensure_ascii=False).encode("utf-8")
+    except (ValueError, RecursionError) as exc:
+        raise SourceError(f"{where}: not JSON in UTF-8; repair the line") from exc
     if not isinstance(document, dict):
         raise SourceError(f"{where}: a record is a JSON object")
-    return document
+    return text, document
 
 
 def _source_record(document: dict[str, Any], where: str) -> SourceRecord:
-    try:
-        identifiers = tuple(Identifier(str(i["type"]), str(i["value"])) for i in document.pop("identifiers"))
-    except (KeyError, TypeError) as exc:
-        raise SourceError(f"{where}: identifiers are objects with type and value") from exc
-    if not identifiers:
-        raise SourceError(f"{where}: a record without identifiers can never be found for its person")
+    identifiers = _identifiers(document.pop("identifiers", None), where)
     try:
         record = record_from_document({**document, "person": _person_key(identifiers)}, where=where)
     except SpecError as exc:
         raise SourceError(str(exc)) from exc
     return SourceRecord(record, identifiers)
+
+
+def _identifiers(rows: object, where: str) -> tuple[Identifier, ...]:
+    """Return what names the person of a record; a value without content, as a telephone number "n/a", names nobody."""
+    try:
+        given = [(row["type"], row["value"]) for row in rows]  # type: ignore[attr-defined]  # or it raises
+    except (KeyError, TypeError) as exc:
+        raise SourceError(f"{where}: identifiers are objects with type and value") from exc
+    if not all(isinstance(type_, str) and isinstance(value, str) for type_, value in given):
+        raise SourceError(f"{where}: type and value of an identifier are text")
+    identifiers = tuple(i for i in (Identifier(type_, value) for type_, value in given) if i.normalised)
+    if not identifiers:
+        raise SourceError(f"{where}: a record without identifiers can never be found for its person")
+    return identifiers
 
 
 def _person_key(identifiers: Sequence[Identifier]) -> str:
