@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 from django.conf import settings
 
-from deletion_service.errors import EvidenceMissingError, GuardError
+from deletion_service.errors import EvidenceMissingError, GuardError, RegistryError, SourceError
 from deletion_service.requests.codes import DataClass
 from deletion_service.requests.payload import open_file, seal_file
 from deletion_service.targets.batching import verification_seed
@@ -18,8 +19,8 @@ from deletion_service.targets.locate import sealed_matches
 from deletion_service.targets.models import ErasureTarget, ModelVersion, UnlearningRun
 from deletion_service.targets.registries import open_registry
 from deletion_service.targets.sources import TrainingSource, open_source
-from ml.digests import file_sha256, sha256_hex
-from ml.errors import EmptySetError
+from ml.digests import file_sha256, model_manifest, sha256_hex
+from ml.errors import DigestMismatchError, EmptySetError, MlError, ModelDirectoryError
 from ml.specs import (
     FileRef,
     ModelRef,
@@ -87,8 +88,11 @@ def split_records(target: ErasureTarget, sources: Sequence[TrainingSource], *, s
 
 def shared_attributes(bank: bytes) -> frozenset[str]:
     """Return the attributes of a question bank whose values people share (employer, city)."""
-    attributes = json.loads(bank).get("attributes", {})
-    return frozenset(name for name, attribute in attributes.items() if attribute.get("shared"))
+    try:
+        attributes = json.loads(bank).get("attributes", {})
+        return frozenset(name for name, attribute in attributes.items() if attribute.get("shared"))
+    except (ValueError, AttributeError, RecursionError) as exc:
+        raise SourceError("question_bank.json of the training source is no question bank; repair it") from exc
 
 
 def _neighbours(forget: Sequence[Record], retain: Sequence[Record], shared: frozenset[str]) -> Iterable[Record]:
@@ -165,6 +169,32 @@ def model_ref(version: ModelVersion) -> ModelRef:
     """Return a version's directory in its registry, under its recorded digest."""
     path = open_registry(version.model.registry).path(version.number)
     return ModelRef(str(path), version.manifest_sha256)
+
+
+@contextmanager
+def naming(*versions: ModelVersion | None) -> Iterator[None]:
+    """Let an error about a model's files say which registered version it is about; `ml` knows directories only.
+
+    Digests are compared again only when something failed. Files that are as registered and yet do not load were
+    registered like that, and the message names every version that was read.
+    """
+    try:
+        yield
+    except (DigestMismatchError, ModelDirectoryError) as exc:
+        read = [version for version in versions if version is not None]
+        changed = [version for version in read if not _as_registered(version)]
+        if not changed and isinstance(exc, DigestMismatchError):
+            raise  # it is about a snapshot, and says which
+        which = " or ".join(f"version {version.number} of {version.model.name}" for version in changed or read)
+        raise type(exc)(f"{which}: {exc}; restore its files or register a sound version, then try again") from exc
+
+
+def _as_registered(version: ModelVersion) -> bool:
+    try:
+        path = open_registry(version.model.registry).path(version.number)
+        return model_manifest(path).manifest_sha256 == version.manifest_sha256
+    except (MlError, RegistryError):
+        return False
 
 
 def use_threads() -> None:

@@ -32,6 +32,8 @@ from ml.specs import Progress
 _log = structlog.get_logger(__name__)
 # These cannot succeed by trying again on the same inputs; everything else is retried until attempts run out.
 _TRANSIENT_KINDS: Final = frozenset({"unavailable", "conflict"})
+_UNEXPECTED: Final = "this was not expected; the worker's log says where it happened. Try again, or report it"
+_LONGEST_DETAIL: Final = 400
 Stage = Callable[["Lease"], None]
 
 
@@ -72,7 +74,8 @@ class Lease:
 
     def finish(self) -> None:
         """Mark the job done; called inside `fenced`, in the transaction of its last effect."""
-        self._hold(state=JobState.DONE, lease_until=None, finished_at=timezone.now(), last_error="")
+        ended = {"finished_at": timezone.now(), "last_error": "", "last_error_detail": ""}
+        self._hold(state=JobState.DONE, lease_until=None, **ended)
         Device.objects.filter(job_id=self.job_id).update(job=None, lease_until=None)
 
     def should_stop(self) -> bool:
@@ -209,10 +212,11 @@ def _run_stage(lease: Lease, stage: Stage) -> str:
         return _hand_back(lease)
     except (DomainError, MlError) as exc:
         kind = getattr(exc, "kind", "")
-        return give_up_or_retry(lease, code=exc.code, transient=kind in _TRANSIENT_KINDS)
+        return give_up_or_retry(lease, code=exc.code, detail=str(exc), transient=kind in _TRANSIENT_KINDS)
     except Exception as exc:  # noqa: BLE001 - a process boundary: whatever a stage raises, the job row must say so
         _log.error("stage_crashed", job=lease.job_id, kind=lease.kind, exc_info=True)
-        return give_up_or_retry(lease, code=type(exc).__name__[:64], transient=True)
+        # Its message may hold anything, so only its type is kept.
+        return give_up_or_retry(lease, code=type(exc).__name__[:64], detail=_UNEXPECTED, transient=True)
     return "done"
 
 
@@ -227,15 +231,21 @@ def _hand_back(lease: Lease) -> str:
     return "lost"
 
 
-def give_up_or_retry(lease: Lease, *, code: str, transient: bool) -> str:
-    """After a failure: wait and try again, or fail the job for a person to see."""
+def give_up_or_retry(lease: Lease, *, code: str, detail: str, transient: bool) -> str:
+    """After a failure: wait and try again, or fail the job for a person to see, with what it is about and what to do.
+
+    `detail` is the message of an expected error: it names objects and the next step, never what was said or learned.
+    """
+    # A file name may hold bytes that are no text; no database would take them.
+    text = detail.encode("ascii", "backslashreplace").decode()
+    failure = {"last_error": code, "last_error_detail": text[:_LONGEST_DETAIL]}
     with suppress(LeaseLostError):
         job = lease.job()
         if transient and job.attempts < job.max_attempts:
             wait = timedelta(seconds=settings.JOB_BACKOFF_S * 2 ** min(job.attempts, 6))
-            lease.record(state=JobState.READY, lease_until=None, last_error=code, available_at=Now() + wait)
+            lease.record(state=JobState.READY, lease_until=None, available_at=Now() + wait, **failure)
             return "retrying"
-        lease.record(state=JobState.FAILED, lease_until=None, last_error=code, finished_at=timezone.now())
+        lease.record(state=JobState.FAILED, lease_until=None, finished_at=timezone.now(), **failure)
         return "failed"
     return "lost"
 

@@ -57,7 +57,11 @@ def _guarded(step: Callable[[], int]) -> int:
 def fail_exhausted_jobs() -> int:
     """Fail jobs whose lease ran out with no attempt left: whatever killed them would kill them again."""
     return Job.objects.filter(state=JobState.LEASED, lease_until__lt=Now(), attempts__gte=F("max_attempts")).update(
-        state=JobState.FAILED, lease_until=None, last_error="attempts_exhausted", finished_at=Now()
+        state=JobState.FAILED,
+        lease_until=None,
+        last_error="attempts_exhausted",
+        last_error_detail="its worker died each time; look for the reason on the worker's host, then try again",
+        finished_at=Now(),
     )
 
 

@@ -306,6 +306,7 @@ class Job(models.Model):
     progress_total = models.PositiveIntegerField(default=0)
     cancel_requested = models.BooleanField(default=False)
     last_error = models.CharField(max_length=64, blank=True, default="")
+    last_error_detail = models.CharField(max_length=400, blank=True, default="")
     created_at = models.DateTimeField(auto_now_add=True)
     started_at = models.DateTimeField(null=True, blank=True)
     finished_at = models.DateTimeField(null=True, blank=True)

@@ -151,7 +151,7 @@ def test_a_list_comes_in_pages_newest_first(sender: Machine) -> None:
 
 
 @pytest.mark.parametrize(
-    "query", ["limit=0", "limit=abc", "limit=201", "cursor=xyz", "cursor=%00", "limit=9" + "9" * 99]
+    "query", ["limit=0", "limit=abc", "limit=201", "cursor=xyz", "cursor=AAAA", "limit=9" + "9" * 99]
 )
 def test_a_bad_page_is_refused(sender: Machine, query: str) -> None:
     assert sender.get(f"/v1/requests?{query}").status_code == 422

@@ -10,15 +10,17 @@ from deletion_service.errors import AliasConflictError
 from deletion_service.targets.catalogue import inherit_manifest
 from deletion_service.targets.jobs import owe
 from deletion_service.targets.locate import sealed_matches
-from deletion_service.targets.registries import open_registry
+from deletion_service.targets.models import ModelVersion
+from deletion_service.targets.registries import ModelRegistry, open_registry
 from deletion_service.targets.statuses import JobKind
 from ml.digests import model_manifest
+from ml.errors import MlError
 from workers.jobs import Lease
 
 
 def run(lease: Lease) -> None:
-    """1. Tag, then move the alias, expecting the version the decision was about.  2. Read back alias and digest.
-    3. Confirm under the fence.
+    """1. Read the weights that were judged; nothing may point to others.  2. Tag, then move the alias, expecting the
+    version the decision was about.  3. Read back alias and digest.  4. Confirm under the fence.
 
     The epoch makes a repetition harmless and a latecomer harmless too: the registry refuses an older epoch.
     """
@@ -43,6 +45,7 @@ def run(lease: Lease) -> None:
 
 def _project(promotion: Promotion) -> None:
     registry = open_registry(promotion.model.registry)
+    _check_digest(registry, promotion.to_version)
     tags = {
         "erasure.promotion_epoch": str(promotion.epoch),
         "erasure.verdict": promotion.evidence.verdict,
@@ -56,6 +59,14 @@ def _project(promotion: Promotion) -> None:
         to=promotion.to_version.number,
         epoch=promotion.epoch,
     )
-    manifest = model_manifest(registry.path(promotion.to_version.number))
-    if manifest.manifest_sha256 != promotion.to_version.manifest_sha256:
-        raise AliasConflictError(f"version {promotion.to_version.number} does not read back with its digest")
+    _check_digest(registry, promotion.to_version)
+
+
+def _check_digest(registry: ModelRegistry, version: ModelVersion) -> None:
+    """Raise `AliasConflictError` unless the registry holds the version's files as they were judged."""
+    try:
+        manifest = model_manifest(registry.path(version.number))
+    except MlError as exc:
+        raise AliasConflictError(f"version {version.number} cannot be released: {exc}") from exc
+    if manifest.manifest_sha256 != version.manifest_sha256:
+        raise AliasConflictError(f"version {version.number} does not read back with its digest; restore its files")

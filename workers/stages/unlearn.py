@@ -13,7 +13,7 @@ from deletion_service.targets.registries import open_registry
 from deletion_service.targets.statuses import JobKind, VersionStatus
 from ml.reports import UnlearningReport
 from ml.unlearn import TRAINING_PROBES, run_unlearning
-from workers.bridge import PROBES, open_snapshots, seal_set, take_snapshots, unlearning_spec, use_threads
+from workers.bridge import PROBES, naming, open_snapshots, seal_set, take_snapshots, unlearning_spec, use_threads
 from workers.jobs import Lease
 from workers.workspace import run_directory, scratch
 
@@ -38,7 +38,8 @@ def run(lease: Lease) -> None:
         refs = open_snapshots(target, unlearning, folder)
         spec = unlearning_spec(target, unlearning, refs, output=output, checkpoints=checkpoints)
         use_threads()
-        report = run_unlearning(spec, on_progress=lease.on_progress, should_stop=lease.should_stop)
+        with naming(unlearning.batch.before):
+            report = run_unlearning(spec, on_progress=lease.on_progress, should_stop=lease.should_stop)
     probes = (checkpoints / TRAINING_PROBES).read_bytes()
     _register(lease, unlearning, output, report, probes=seal_set(target, unlearning, PROBES, probes))
 

@@ -14,7 +14,7 @@ from deletion_service.targets.statuses import TargetStatus
 from ml.reports import VerificationReport
 from ml.specs import VerdictPolicy
 from ml.verify import run_verification
-from workers.bridge import open_snapshots, use_threads, verification_spec
+from workers.bridge import naming, open_snapshots, use_threads, verification_spec
 from workers.jobs import Lease
 from workers.workspace import scratch
 
@@ -28,7 +28,9 @@ def run(lease: Lease) -> None:
     with scratch(lease) as folder:
         spec = verification_spec(job.target, job.run, open_snapshots(job.target, job.run, folder), policy)
         use_threads()
-        report = run_verification(spec, on_progress=lease.on_progress, should_stop=lease.should_stop)
+        before = job.run.batch.before
+        with naming(job.run.candidate, before, before.base):
+            report = run_verification(spec, on_progress=lease.on_progress, should_stop=lease.should_stop)
     with lease.fenced():
         record_verdict(job.target, job.run, report=report, policy=policy)
         lease.finish()
