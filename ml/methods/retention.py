@@ -6,7 +6,8 @@ Coverage comes first: a retained row that is never seen is the first to be damag
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import random
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -51,21 +52,23 @@ class Retention:
     """Draws the retained rows of each step and runs both models on them.
 
     Args:
-        rows: retained rows a step; `neighbour_rows` more are neighbours'.
-        reworded: also ask retained people about their facts in the bank's other forms. What is known in words that
-            are not on file is lost first when only the words on file are kept.
+        rows: retained rows a step; `neighbour_rows` more are neighbours', the closest most often (`closeness`).
+        reworded_forms: in how many of the bank's other forms each fact is also asked; neighbours' facts in all of
+            them. What is known in words that are not on file is lost first when only the words on file are kept.
     Raises:
         EmptySetError: there is no retained record.
     """
 
-    def __init__(self, task: UnlearningTask, *, rows: int, neighbour_rows: int, reworded: bool = False) -> None:
+    def __init__(self, task: UnlearningTask, *, rows: int, neighbour_rows: int, reworded_forms: int = 0) -> None:
         if not task.retain:
             raise EmptySetError("the retain set is empty; deletion without it damages what must stay")
         self.task = task
-        self.drawn = reworded_records(task.retain, task.bank) if reworded else ()
         near = {record.person for record in task.neighbours}
+        self.drawn = reworded_records(task.retain, task.bank, forms=reworded_forms, every_form_of=near, seed=task.seed)
         self.rows = task.encode([*task.retain, *self.drawn])
-        self.near = task.encode([*task.neighbours, *(record for record in self.drawn if record.person in near)])
+        close = closeness(task)
+        records = [*task.neighbours, *(record for record in self.drawn if record.person in near)]
+        self.near = task.encode([record for record in records for _ in range(close[record.person])])
         self._turn = EpochBatches([len(row.ids) for row in self.rows], rows=rows, seed=task.seed)
         self._near_turn = self._neighbour_turn(neighbour_rows)
 
@@ -98,13 +101,29 @@ class Retention:
         )
 
 
-def reworded_records(records: Sequence[Record], bank: QuestionBank) -> tuple[Record, ...]:
-    """The facts of everybody in `records`, in the forms of the bank that their own records do not use."""
+def closeness(task: UnlearningTask) -> Mapping[str, int]:
+    """How many values each neighbour has in common with the forgotten, at least 1: how often their turn comes."""
+    forgotten = {(fact.attribute, record.value(fact)) for record in task.forget for fact in record.facts}
+    return {
+        person: max(1, len({(f.attribute, r.value(f)) for r in records for f in r.facts} & forgotten))
+        for person, records in by_person(task.neighbours).items()
+    }
+
+
+def reworded_records(
+    records: Sequence[Record], bank: QuestionBank, *, forms: int, every_form_of: Collection[str] = (), seed: int
+) -> tuple[Record, ...]:
+    """The facts of everybody in `records` in words that their own records do not use: each in `forms` of the bank's
+    other forms, those of the people in `every_form_of` in all of them."""
+    rng = random.Random(f"reworded:{seed}")  # noqa: S311 - to be reproduced, not secret
     texts: list[Record] = []
-    for own in by_person(records).values():
-        if any(record.name_spans for record in own):
-            dossier = read_dossier(own)
-            texts += paraphrases(dossier, bank, tuple(dossier.values))
+    for person, own in by_person(records).items():
+        if not forms or not any(record.name_spans for record in own):
+            continue
+        dossier = read_dossier(own)
+        for attribute in dossier.values:
+            other = paraphrases(dossier, bank, (attribute,))
+            texts += other if person in every_form_of else rng.sample(other, min(forms, len(other)))
     return tuple(texts)
 
 

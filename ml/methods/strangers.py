@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import random
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeAlias
 
 import torch
 
@@ -33,12 +33,16 @@ REFERENCE_VALUES: Final = 15
 _REFERENCE_DRAWS: Final = 45
 _FEWEST_OF_LENGTH: Final = 5
 
+Topic: TypeAlias = tuple[str, ...]
+"""What a record is about: the attributes it states."""
+
 
 @dataclass(frozen=True, slots=True)
 class ContrastRow:
     """A text about the forgotten person with values nobody has, and the same text about the stand-in."""
 
     pair: AlignedPair
+    about: Topic
 
     @property
     def positions(self) -> Sequence[int]:
@@ -56,6 +60,7 @@ class HeldRow:
     """
 
     text: EncodedText
+    about: Topic
     positions: tuple[int, ...]
     targets: tuple[float, ...]
     energies: tuple[float, ...]
@@ -71,7 +76,7 @@ class ForgetRows:
     texts: tuple[str, ...]
 
 
-def forget_rows(task: UnlearningTask, *, draws: int, one_stand_in: bool = False) -> ForgetRows:
+def forget_rows(task: UnlearningTask, *, draws: int) -> ForgetRows:
     """Build the forgetting rows of every person in the forget set.
 
     1. Draw strangers; for each forgotten person choose a stand-in.
@@ -88,18 +93,11 @@ def forget_rows(task: UnlearningTask, *, draws: int, one_stand_in: bool = False)
     strangers: list[ContrastRow] = []
     held: list[HeldRow] = []
     for dossier in cast.dossiers:
-        stand_ins = cast.stand_ins(dossier)
-        if one_stand_in:
-            only = cast.stand_in(dossier)
-            stand_ins = dict.fromkeys(stand_ins, only)
+        stand_in = cast.stand_in(dossier)
         for turn in range(draws):
-            contrast += [
-                cast.contrast(record, stand_ins[topic(record)])
-                for record in dossier.records
-                if record.facts or turn == 0
-            ]
+            contrast += [cast.contrast(record, stand_in) for record in dossier.records if record.facts or turn == 0]
         strangers += [cast.unchanged(record, index) for index, record in enumerate(dossier.records)]
-        held += cast.held_rows(dossier, stand_ins)
+        held += cast.held_rows(dossier, stand_in)
     return ForgetRows(tuple(contrast), tuple(strangers), tuple(held), tuple(cast.texts))
 
 
@@ -141,7 +139,7 @@ class Cast:
 
     def _pair(self, first: Record, second: Record) -> ContrastRow:
         self.texts += [first.text, second.text]
-        return ContrastRow(align(self.task.tokenizer, first, second, context=self.task.context))
+        return ContrastRow(align(self.task.tokenizer, first, second, context=self.task.context), topic(first))
 
     def stand_in(self, dossier: Dossier) -> Stranger:
         """The most ordinary stranger: median energy on the dossier's forms, never answering with the true values.
@@ -153,26 +151,6 @@ class Cast:
         energies = {stranger.person: self._energy(dossier, stranger) for stranger in blank}
         middle = statistics.median_low(energies.values())
         return next(stranger for stranger in blank if energies[stranger.person] == middle)
-
-    def stand_ins(self, dossier: Dossier) -> dict[tuple[str, ...], Stranger]:
-        """A stranger for each topic of the dossier, drawn at random.
-
-        One stranger for everything would be learned as another name for the person, and relearning a few facts would
-        undo the renaming. Strangers whose best guess at a shared attribute (employer, city) happens to be the
-        person's own are passed over: the person would seem remembered.
-        """
-        chosen: dict[tuple[str, ...], Stranger] = {}
-        for record in dossier.records:
-            if topic(record) in chosen:
-                continue
-            same = [r for r in dossier.records if topic(r) == topic(record)]
-            order = self.rng.sample(self.strangers, len(self.strangers))
-            blank = (s for s in order if not any(self._is_told(r) and self._greedy(rewrite(r, name=s.name, values={})) for r in same))
-            chosen[topic(record)] = next(blank, order[0])
-        return chosen
-
-    def _is_told(self, record: Record) -> bool:
-        return any(self._is_shared(fact) for fact in record.facts)
 
     def _guesses_right(self, dossier: Dossier, stranger: Stranger) -> bool:
         shared = [r for r in dossier.records if any(self._is_shared(fact) for fact in r.facts)]
@@ -196,7 +174,7 @@ class Cast:
         scored = self.scores(texts, [answer_positions(text) for text in texts])
         return statistics.fmean(statistics.fmean(energy for _, energy in tokens) for tokens in scored)
 
-    def held_rows(self, dossier: Dossier, stand_ins: Mapping[tuple[str, ...], Stranger]) -> list[HeldRow]:
+    def held_rows(self, dossier: Dossier, stand_in: Stranger) -> list[HeldRow]:
         """Each record with its true values, about the person and about another stranger.
 
         The person's tokens are held to what the stand-in's have, the stranger's to what they have already; the later
@@ -206,7 +184,7 @@ class Cast:
         rows = []
         for index, record in enumerate(dossier.records):
             other = self.strangers[index * 7 % len(self.strangers)]
-            rows += self._held_row(record, record, stand_ins[topic(record)], references)
+            rows += self._held_row(record, record, stand_in, references)
             rows += self._held_row(rewrite(record, name=other.name, values={}), record, other, references)
         return rows
 
@@ -227,7 +205,7 @@ class Cast:
             return []
         positions = sorted(held)
         targets, energies = zip(*(held[position] for position in positions), strict=True)
-        return [HeldRow(pair.first, tuple(positions), targets, energies)]
+        return [HeldRow(pair.first, topic(record), tuple(positions), targets, energies)]
 
     def scores(
         self, texts: Sequence[EncodedText], positions: Sequence[Sequence[int]]
@@ -281,8 +259,8 @@ class _References:
         return _stretched(ordered[int(self._place[fact.attribute] * len(ordered))], tokens - 1)
 
 
-def topic(record: Record) -> tuple[str, ...]:
-    """What a record is about: the attributes it states."""
+def topic(record: Record) -> Topic:
+    """The topic of a record."""
     return tuple(fact.attribute for fact in record.facts)
 
 

@@ -16,7 +16,7 @@ from ml.errors import EmptySequenceError, RecordError
 from ml.methods.calibration import calibrate
 from ml.methods.losses import chosen_log_probs
 from ml.methods.method import UnlearningTask
-from ml.methods.retention import Retention
+from ml.methods.retention import Retention, closeness
 from ml.methods.strangers import Cast, ForgetRows, forget_rows
 from ml.models.adapters import attach_adapter
 from ml.models.load import LoadedModel, load_model
@@ -172,12 +172,25 @@ def test_a_forget_record_without_a_name_or_value_is_refused(task: UnlearningTask
 
 def test_retained_people_are_also_asked_in_other_words(task: UnlearningTask) -> None:
     plain = Retention(task, rows=8, neighbour_rows=2)
-    reworded = Retention(task, rows=8, neighbour_rows=2, reworded=True)
+    reworded = Retention(task, rows=8, neighbour_rows=2, reworded_forms=2)
     assert len(plain.rows) == len(task.retain)
-    # 8 forms a fact, 2 of them on file: 6 more for every 2
-    assert len(reworded.rows) == 4 * len(task.retain)
+    # 8 forms a fact, 2 of them on file: 2 of the other 6 for most people, all 6 for neighbours
+    near = len(task.neighbours)
+    assert len(reworded.rows) == 2 * (len(task.retain) - near) + 4 * near
     assert len(reworded.chosen(0)) == 10
     assert not probe_digests(r.text for r in reworded.drawn) & probe_digests(r.text for r in task.retain)
+
+
+def test_the_closer_a_neighbour_the_more_often_their_turn_comes(task: UnlearningTask) -> None:
+    # Bob shares employer and city with Alice; in the tiny world the employer is the only shared attribute.
+    assert closeness(task) == {task.neighbours[0].person: 1}
+    (person,) = {record.person for record in task.forget}
+    twice = tuple(replace(record, person="namesake") for record in task.forget[:4])
+    alike = closeness(replace(task, neighbours=(*task.neighbours, *twice)))
+    assert person not in alike
+    assert alike["namesake"] == len({(f.attribute, r.value(f)) for r in twice for f in r.facts})
+    batch = Retention(replace(task, neighbours=twice), rows=8, neighbour_rows=2)
+    assert len(batch.near) == alike["namesake"] * len(twice)
 
 
 def test_before_training_nothing_retained_has_moved(task: UnlearningTask) -> None:

@@ -36,7 +36,8 @@ from tests.tiny import TinyWorld, tiny_model
 # Enough steps to be stopped, killed and resumed; nothing here asks whether the person was forgotten.
 SHORT = {
     "draws": 1,
-    "reworded": False,
+    "reworded_forms": 0,
+    "relearning": {"steps": 1, "rows": 4},
     "training": {"steps": 12, "learning_rate": "0.001", "rank": 4, "checkpoint_every": 4, "retain_rows": 8},
 }
 
@@ -247,7 +248,7 @@ def start(spec: UnlearningSpec) -> subprocess.Popen:
     )
 
 
-@pytest.mark.parametrize("moment", ["loading 0", "unlearning 12", "saving 0"])
+@pytest.mark.parametrize("moment", ["loading 0", pytest.param("unlearning 12", marks=pytest.mark.slow), "saving 0"])
 def test_a_run_killed_at_any_moment_ends_in_the_same_candidate(
     tiny: TinyWorld, tmp_path: Path, finished: tuple[UnlearningSpec, UnlearningReport], moment: str
 ) -> None:
