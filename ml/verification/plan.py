@@ -30,7 +30,7 @@ from ml.specs import Record, VerificationSpec
 
 PREFILLS: Final = (0.25, 0.5)
 BLIND_TWINS: Final = 4
-RETAINED_FACTS: Final = 24
+RETAINED_FACTS: Final = 64
 RETAINED_PERSONS: Final = 120
 # Named neighbours are filled up to this number: one person's answers bound nothing.
 FEWEST_NEIGHBOURS: Final = 8
