@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -49,7 +50,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser(COMMANDS).parse_args(arguments)
     command: Command = options.command
     try:
-        return command.run(options)
+        status = command.run(options)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        # Whoever read the output has gone. Python flushes once more at exit, and nobody has seen a result.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED_CHECK
     except CommandError as exc:
         sys.stderr.write("".join(f"lethe: {visible(line)}\n" for line in str(exc).splitlines()))
         return exc.status

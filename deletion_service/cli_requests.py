@@ -80,10 +80,13 @@ def _call(method: str, path: str, *, body: Any = None, headers: dict[str, str] |
     sent = {"Authorization": f"Bearer {_key()}", "Accept": "application/json", **(headers or {})}
     try:
         answer = httpx.request(method, f"{_url()}{path}", json=body, headers=sent, timeout=_TIMEOUT_S)
-        document = answer.json()
     except (httpx.HTTPError, httpx.InvalidURL) as exc:
         raise UnreachableError(f"no answer from {_url()} ({type(exc).__name__}); check LETHE_URL") from exc
     except ValueError as exc:
+        raise UsageError("the instruction or the key holds characters that cannot be sent; nothing was sent") from exc
+    try:
+        document = answer.json()
+    except (ValueError, RecursionError) as exc:
         raise UnreachableError(f"{_url()} answered {answer.status_code} without JSON; check LETHE_URL") from exc
     if answer.status_code >= 500:
         raise UnreachableError(_problem(document, answer.status_code))
@@ -96,7 +99,8 @@ def _problem(document: Any, status: int) -> str:
     if not isinstance(document, dict):
         return f"the service answered {status}"
     lines = [f"{document.get('title', status)} ({document.get('code', status)}): {document.get('detail', '')}"]
-    lines += [f"  {row.get('pointer')}: {row.get('detail')}" for row in document.get("errors", [])]
+    rows = document.get("errors")
+    lines += [f"  {row.get('pointer')}: {row.get('detail')}" for row in rows or () if isinstance(row, dict)]
     return "\n".join(lines)
 
 
@@ -121,9 +125,15 @@ def _key() -> str:
 
 def _instruction(path: Path) -> dict[str, Any]:
     try:
-        text = sys.stdin.read(_LARGEST) if str(path) == "-" else path.read_text(encoding="utf-8")
+        if str(path) == "-":
+            text = sys.stdin.read(_LARGEST + 1)
+        else:
+            with path.open(encoding="utf-8") as stream:
+                text = stream.read(_LARGEST + 1)
+        if len(text) > _LARGEST:
+            raise UsageError(f"{path}: larger than any instruction")
         document = json.loads(text)
-    except (OSError, ValueError) as exc:
+    except (OSError, ValueError, RecursionError) as exc:
         raise UsageError(f"{path}: cannot be read as JSON") from exc
     if not isinstance(document, dict):
         raise UsageError(f"{path}: an instruction is a JSON object")
@@ -133,8 +143,12 @@ def _instruction(path: Path) -> dict[str, Any]:
 def _print(options: argparse.Namespace, document: Any, lay_out: Callable[[Any], list[str]]) -> int:
     if options.json:
         print_json(document)
-    else:
-        sys.stdout.write("\n".join(visible(line) for line in lay_out(document)) + "\n")
+        return OK
+    try:
+        lines = lay_out(document)
+    except (KeyError, TypeError, AttributeError) as exc:
+        raise UnreachableError(f"{_url()} answered as no Lethe service does; check LETHE_URL") from exc
+    sys.stdout.write("\n".join(visible(line) for line in lines) + "\n")
     return OK
 
 
