@@ -187,8 +187,15 @@ def _check_identifier(identifier: Identifier, *, pointer: str) -> None:
 
 
 def _check_email(value: str, *, pointer: str) -> None:
+    """Refuse what is no address, or is another mailbox than the one it is equal to.
+
+    Two spellings are equal when they fold to the same text, and a Kelvin sign folds to a k: whoever owns a mailbox with
+    such a letter before the @ would prove that they own the one with the plain letter.
+    """
     try:
         validate_email(value)
+        if not value.rpartition("@")[0].isascii():
+            raise ValidationError("letters outside ASCII before the @")
     except ValidationError as exc:
         raise InvalidInputError("an e-mail address such as name@example.org is needed", pointer=pointer) from exc
 
