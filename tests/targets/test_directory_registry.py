@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from deletion_service.errors import AliasConflictError, InvalidInputError, RegistryError
-from deletion_service.targets.registries import AliasPointer, open_registry
+from deletion_service.targets.registries import AliasPointer, directory, open_registry
 from deletion_service.targets.registries.directory import DirectoryRegistry
 from tests.world import weights
 
@@ -138,3 +139,56 @@ def test_an_attachment_name_is_never_a_path(registry: DirectoryRegistry, tmp_pat
     one = publish(registry, tmp_path, "one")
     with pytest.raises(InvalidInputError):
         registry.attach(one, name, b"x")
+
+
+def killed(*_: object) -> None:
+    raise SystemExit("killed")
+
+
+def test_what_a_killed_writer_left_half_written_goes_when_somebody_looks(
+    registry: DirectoryRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = publish(registry, tmp_path, "one")
+    whole = sorted((tmp_path / "registry").rglob("*"))
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", killed)
+        for write in (
+            lambda: publish(registry, tmp_path, "two"),
+            lambda: registry.tag(one, {"a": "b"}),
+            lambda: registry.attach(one, "evidence.json", b"x"),
+        ):
+            with pytest.raises(SystemExit):
+                write()
+    assert registry.tidy() > 0
+    assert [p for p in sorted((tmp_path / "registry").rglob("*")) if p.name != "erasure"] == whole
+    assert registry.tidy() == 0
+
+
+def test_nobody_tidies_up_behind_somebody_who_writes(registry: DirectoryRegistry, tmp_path: Path) -> None:
+    publish(registry, tmp_path, "one")
+    with registry._lock():
+        (tmp_path / "registry" / ".incoming").mkdir()
+        assert registry.tidy() == 0
+    assert registry.tidy() == 1
+
+
+@pytest.mark.parametrize("written", [1, 2])
+def test_a_move_of_an_alias_that_was_killed_half_way_is_made_and_noted_once(
+    registry: DirectoryRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: int
+) -> None:
+    one = publish(registry, tmp_path, "one")
+    write, done = directory._write, []
+
+    def killed_after(path: Path, content: bytes) -> None:
+        write(path, content)
+        done.append(path)
+        if len(done) == written:
+            killed()
+
+    monkeypatch.setattr(directory, "_write", killed_after)
+    with suppress(SystemExit):
+        registry.move_alias("champion", expected=None, to=one, epoch=0)
+    monkeypatch.setattr(directory, "_write", write)
+    registry.move_alias("champion", expected=None, to=one, epoch=0)
+    assert registry.resolve("champion") == AliasPointer(one, 0)
+    assert len((tmp_path / "registry" / "alias_history.jsonl").read_text().splitlines()) == 1

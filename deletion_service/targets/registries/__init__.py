@@ -74,6 +74,10 @@ class ModelRegistry(Protocol):
         """Try to read every file of a version, and its weights under every other version."""
         ...
 
+    def tidy(self) -> int:
+        """Remove what killed writers left half written; return how much. Does nothing while somebody writes."""
+        ...
+
     def watch(self, retired: Sequence[str]) -> Sequence[str]:
         """Return in words where a retired manifest digest can be resolved again."""
         ...

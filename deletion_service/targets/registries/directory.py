@@ -1,6 +1,7 @@
 """A registry in a directory: `versions/N/{model,erasure,meta.json}`, `aliases.json`, `alias_history.jsonl`.
 
-Writers take one lock file. Every file appears by rename, so that a reader never sees half of one.
+Writers take one lock file. Every file appears by rename, so that a reader never sees half of one. What a killed writer
+left half written has a name of its own, and goes when the next one takes the lock.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import json
 import os
 import re
 import shutil
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +27,8 @@ from ml.errors import MlError
 NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _ATTACHMENT: Final = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
 _WEIGHTS: Final = ".safetensors"
+_INCOMING: Final = ".incoming"
+_PARTIAL: Final = ".part"
 
 
 class DirectoryRegistry:
@@ -71,7 +73,7 @@ class DirectoryRegistry:
                 if meta["manifest_sha256"] == manifest.manifest_sha256 and not meta["retired"]:
                     return _registered(meta)
             number = max((meta["number"] for meta in self._metas()), default=0) + 1
-            incoming = self._directory / f".incoming-{uuid.uuid4().hex}"
+            incoming = self._directory / _INCOMING
             shutil.copytree(directory, incoming / "model")
             if model_manifest(incoming / "model") != manifest:
                 raise RegistryError(f"the copy of version {number} differs from its source; nothing was published")
@@ -127,9 +129,9 @@ class DirectoryRegistry:
             wanted = {"number": to, "epoch": epoch}
             if current != wanted:
                 _refuse_conflict(alias, current, expected=expected, epoch=epoch)
+                self._note_move(alias, current, wanted)
                 aliases[alias] = wanted
                 _write_json(self._directory / "aliases.json", aliases)
-                self._note_move(alias, current, wanted)
         pointer = self.resolve(alias)
         if pointer != AliasPointer(to, epoch):
             raise AliasConflictError(f"alias {alias} does not read back as version {to}")
@@ -155,6 +157,17 @@ class DirectoryRegistry:
         except (OSError, RegistryError):
             return "unknown"
         return "gone"
+
+    def tidy(self) -> int:
+        """Remove half-written files and copies, unless somebody is writing."""
+        if not self._directory.is_dir():
+            return 0
+        with (self._directory / ".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return 0
+            return self._remove_partial()
 
     def watch(self, retired: Sequence[str]) -> Sequence[str]:
         """Return where a retired digest is readable or served again."""
@@ -194,16 +207,33 @@ class DirectoryRegistry:
         return any(row["sha256"] in weights for other in others for row in other["manifest"])
 
     def _note_move(self, alias: str, old: Mapping[str, int] | None, new: Mapping[str, int]) -> None:
+        """Note a move before it is made, once: a writer that was killed in between finds its note."""
+        path = self._directory / "alias_history.jsonl"
+        noted = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        rows = [row for row in map(json.loads, noted) if row["alias"] == alias]
+        if rows and rows[-1]["to"] == new:
+            return
         row = {"alias": alias, "from": old, "to": new, "at": timezone.now().isoformat()}
-        with (self._directory / "alias_history.jsonl").open("a", encoding="utf-8") as history:
-            history.write(json.dumps(row, sort_keys=True) + "\n")
+        _write(path, "".join(f"{line}\n" for line in [*noted, json.dumps(row, sort_keys=True)]).encode())
 
     @contextmanager
     def _lock(self) -> Iterator[None]:
         self._directory.mkdir(parents=True, exist_ok=True)
         with (self._directory / ".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
+            self._remove_partial()
             yield
+
+    def _remove_partial(self) -> int:
+        """Remove what no writer can be at work on: the caller holds the lock."""
+        incoming = self._directory / _INCOMING
+        folders = [self._directory, *self._versions.glob("*"), *self._versions.glob("*/erasure")]
+        partial = [path for folder in folders for path in folder.glob(f".*{_PARTIAL}")]
+        found = len(partial) + incoming.is_dir()
+        shutil.rmtree(incoming, ignore_errors=True)
+        for path in partial:
+            path.unlink()
+        return found
 
 
 def _refuse_conflict(alias: str, current: Mapping[str, int] | None, *, expected: int | None, epoch: int) -> None:
@@ -241,7 +271,7 @@ def _write_json(path: Path, document: object) -> None:
 
 
 def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
+    temporary = path.with_name(f".{path.name}{_PARTIAL}")
     with temporary.open("wb") as stream:
         stream.write(content)
         stream.flush()
