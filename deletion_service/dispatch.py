@@ -1,6 +1,6 @@
 """Ring the workers' doorbell. A ring is a hint with a queue name, never a payload; losing all of them loses nothing.
 
-The sweep of `workers.jobs.reconcile` finds whatever was not rung. This module never imports `workers`.
+The sweep of `workers.reconcile` finds whatever was not rung. This module never imports `workers`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from django.db import transaction
 
 RUN_NEXT_JOB: Final = "workers.run_next_job"
 RECONCILE: Final = "workers.reconcile"
-TASK_NAMES: Final = (RUN_NEXT_JOB, RECONCILE)
+WATCH: Final = "workers.watch"
+TASK_NAMES: Final = (RUN_NEXT_JOB, RECONCILE, WATCH)
 
 _log = structlog.get_logger(__name__)
 

@@ -16,11 +16,15 @@ django.setup()
 
 from django.conf import settings  # noqa: E402
 
-from deletion_service.dispatch import RECONCILE, RUN_NEXT_JOB  # noqa: E402
+from deletion_service.dispatch import RECONCILE, RUN_NEXT_JOB, WATCH  # noqa: E402
 
 app = Celery("lethe", broker=settings.REDIS_URL or "memory://")
 app.conf.update(settings.CELERY_OPTIONS)
-app.conf.beat_schedule = {"reconcile": {"task": RECONCILE, "schedule": 20.0, "options": {"queue": "cpu"}}}
+# A message that nobody took before the next one is due is dropped: a worker that was away finds one of each.
+app.conf.beat_schedule = {
+    name: {"task": name, "schedule": every_s, "options": {"queue": "cpu", "expires": every_s}}
+    for name, every_s in ((RECONCILE, 20.0), (WATCH, 3600.0))
+}
 
 
 @app.task(name=RUN_NEXT_JOB)
@@ -40,6 +44,15 @@ def reconcile() -> None:
     from workers.reconcile import reconcile as find_owed
 
     find_owed()
+
+
+@app.task(name=WATCH)
+def watch() -> None:
+    """Look for retired weights that came back."""
+    from workers.reconcile import SLOW_STEPS
+
+    for step in SLOW_STEPS:
+        step()
 
 
 @worker_init.connect

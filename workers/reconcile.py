@@ -35,6 +35,7 @@ from deletion_service.targets.registries import open_registry
 from deletion_service.targets.statuses import JobKind, JobState, TargetStatus, VersionStatus
 from ml.errors import MlError
 from workers.abandoned import record_abandoned_attempt
+from workers.stages.retire import retire_unregistered
 from workers.workspace import wipe_orphans, wipe_run
 
 _log = structlog.get_logger(__name__)
@@ -66,7 +67,13 @@ def fail_exhausted_jobs() -> int:
 
 
 def cancel_disowned_jobs() -> int:
-    """Cancel jobs that are past their deadline, were asked to stop while nobody ran them, or whose request closed."""
+    """Cancel jobs that are past their deadline, were asked to stop while nobody ran them, or whose request closed.
+
+    One that somebody still runs is asked to stop; its heartbeat hears of it.
+    """
+    Job.objects.filter(state=JobState.LEASED, cancel_requested=False, request__status__in=TERMINAL_STATUSES).update(
+        cancel_requested=True
+    )
     idle = Q(state=JobState.READY) | Q(state=JobState.LEASED, lease_until__lt=Now())
     done = Q(deadline_at__lt=Now()) | Q(cancel_requested=True) | Q(request__status__in=TERMINAL_STATUSES)
     jobs = Job.objects.filter(idle & done).values_list("pk", flat=True)
@@ -94,9 +101,15 @@ def record_abandoned_attempts() -> int:
 
 
 def settle_closed_requests() -> int:
-    """Cancel the targets of requests that were withdrawn, free their models, and wipe their work directories."""
-    targets = ErasureTarget.objects.filter(request__status=RequestStatus.WITHDRAWN).exclude(
-        status__in=[TargetStatus.CANCELLED, TargetStatus.RELEASED, TargetStatus.NOT_RELEASED]
+    """Cancel the targets of requests that were withdrawn, free their models, and wipe their work directories.
+
+    A target whose job still runs waits for it to stop: what it writes until then would be left behind.
+    """
+    running = Job.objects.filter(state=JobState.LEASED).values("target")
+    targets = (
+        ErasureTarget.objects.filter(request__status=RequestStatus.WITHDRAWN)
+        .exclude(status__in=[TargetStatus.CANCELLED, TargetStatus.RELEASED, TargetStatus.NOT_RELEASED])
+        .exclude(pk__in=running.exclude(target=None))
     )
     found = 0
     for target in targets:
@@ -111,6 +124,7 @@ def settle_closed_requests() -> int:
 
 def _retire_candidates(target: ErasureTarget) -> None:
     """A candidate of a withdrawn request is nobody's: remove it from the registry."""
+    retire_unregistered(target)
     runs = [] if target.batch is None else list(target.batch.runs.select_related("candidate__model"))
     for run in runs:
         wipe_run(run)
@@ -193,13 +207,14 @@ def watch_registries() -> int:
 
 
 def wipe_orphaned_scratch() -> int:
-    """Wipe what killed jobs left in clear text."""
-    return wipe_orphans()
+    """Wipe what killed jobs left in clear text, and what they left half written in registries."""
+    return wipe_orphans() + sum(open_registry(model.registry).tidy() for model in TrainedModel.objects.all())
 
 
-def ring_for_ready_jobs() -> int:
-    """Repeat the hint for queues with ready jobs."""
-    queues = Job.objects.filter(state=JobState.READY, available_at__lte=Now()).values_list("queue", flat=True)
+def ring_for_waiting_jobs() -> int:
+    """Repeat the hint for queues with jobs that are ready, or that a dead worker left behind."""
+    ready = Q(state=JobState.READY, available_at__lte=Now()) | Q(state=JobState.LEASED, lease_until__lt=Now())
+    queues = Job.objects.filter(ready).values_list("queue", flat=True)
     for queue in set(queues):
         ring(queue)
     return len(set(queues))
@@ -229,6 +244,6 @@ STEPS: Final[tuple[Callable[[], int], ...]] = (
     record_missed_deadlines,
     wipe_orphaned_scratch,
     seal_audit_trail,
-    ring_for_ready_jobs,
+    ring_for_waiting_jobs,
 )
 SLOW_STEPS: Final[tuple[Callable[[], int], ...]] = (watch_registries,)

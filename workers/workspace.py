@@ -7,12 +7,16 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 from django.conf import settings
 
-from deletion_service.targets.models import Job, UnlearningRun
+from deletion_service.targets.models import ErasureBatch, Job, UnlearningRun
 from deletion_service.targets.statuses import JobState
 from workers.jobs import Lease
+
+# Says in the registry which run published a version.
+RUN_TAG: Final = "erasure.run"
 
 
 def run_directory(run: UnlearningRun) -> Path:
@@ -38,7 +42,22 @@ def wipe_run(run: UnlearningRun) -> None:
 
 
 def wipe_orphans() -> int:
-    """Remove the scratch folders of leases that no longer hold; return how many."""
+    """Remove the scratch folders of leases that no longer hold, and what is left of runs that are over; count them."""
+    return _wipe_dead_scratch() + _wipe_ended_runs()
+
+
+def _wipe_ended_runs() -> int:
+    """A worker that was replaced may write into its run's directory after everybody else was done with it."""
+    wiped = 0
+    for folder in (Path(settings.WORK_DIR) / "runs").glob("run_*"):
+        is_open = UnlearningRun.objects.filter(pk=folder.name, batch__status=ErasureBatch.Status.OPEN).exists()
+        if not is_open and not Job.objects.filter(run=folder.name, state=JobState.LEASED).exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            wiped += 1
+    return wiped
+
+
+def _wipe_dead_scratch() -> int:
     wiped = 0
     for folder in _scratch_root().glob("job_*-*"):
         job_id, _, token = folder.name.rpartition("-")

@@ -105,7 +105,8 @@ def _send(letter: Letter) -> int:
         _log.warning("mail_not_sent", letter=letter.pk, error=type(exc).__name__)
         return 0
     with transaction.atomic():
-        Letter.objects.filter(pk=letter.pk, sent_at=None).update(sent_at=timezone.now())
+        if Letter.objects.filter(pk=letter.pk, sent_at=None).update(sent_at=timezone.now()) != 1:
+            return 0
         if letter.kind == "COM-01":
             stop_clocks(letter.request, kinds=("ack",))
         trail.record(

@@ -24,10 +24,12 @@ from deletion_service.targets.registries import Probe, open_registry
 from deletion_service.targets.sources import open_source
 from deletion_service.targets.statuses import JobKind, TargetStatus, VersionStatus
 from workers.jobs import Lease
-from workers.workspace import wipe_run
+from workers.workspace import RUN_TAG, wipe_run
 
 _SETTLED = (TargetStatus.RELEASED, TargetStatus.NOT_RELEASED, TargetStatus.CANCELLED)
-_RETIRABLE = (VersionStatus.SUPERSEDED, VersionStatus.CANDIDATE, VersionStatus.REGISTERED, VersionStatus.RETIRED)
+# Deleting again is harmless. A candidate with the bytes of a version that is in use is that version, and stays.
+_REJECTED = (VersionStatus.CANDIDATE, VersionStatus.RETIRED)
+_SUPERSEDED = (VersionStatus.SUPERSEDED, VersionStatus.REGISTERED, VersionStatus.RETIRED)
 
 
 def run(lease: Lease) -> None:
@@ -41,6 +43,7 @@ def run(lease: Lease) -> None:
         raise ValueError("a retirement job has a target")
     target = job.target
     sources = {m.source: _erase_rows(target, m.source, m.proven) for m in sealed_matches(target)}
+    retire_unregistered(target)
     probes = {version.pk: _retire(version) for version in _doomed(target)}
     with lease.fenced():
         _record_sources(target, sources)
@@ -66,8 +69,19 @@ def _doomed(target: ErasureTarget) -> Iterable[ModelVersion]:
     if target.status == TargetStatus.RELEASING:
         rows = target.contaminated.filter(action=ContaminatedVersion.Action.DELETE).select_related("version__model")
         contaminated = [row.version for row in rows]
-    doomed = {version.pk: version for version in [*candidates, *contaminated]}
-    return [version for version in doomed.values() if version.status in _RETIRABLE]
+    rejected = [version for version in candidates if version.status in _REJECTED]
+    superseded = [version for version in contaminated if version.status in _SUPERSEDED]
+    return list({version.pk: version for version in [*rejected, *superseded]}.values())
+
+
+def retire_unregistered(target: ErasureTarget) -> None:
+    """Retire what a killed job of this target published and never registered: weights that no row knows."""
+    runs = set() if target.batch is None else {run.pk for run in target.batch.runs.all()}
+    registry = open_registry(target.model.registry)
+    known = set(target.model.versions.values_list("number", flat=True))
+    for version in registry.list_versions():
+        if version.number not in known and version.tags.get(RUN_TAG) in runs:
+            registry.retire(version.number)
 
 
 def _retire(version: ModelVersion) -> Probe:

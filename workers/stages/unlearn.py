@@ -15,7 +15,7 @@ from ml.reports import UnlearningReport
 from ml.unlearn import TRAINING_PROBES, run_unlearning
 from workers.bridge import PROBES, naming, open_snapshots, seal_set, take_snapshots, unlearning_spec, use_threads
 from workers.jobs import Lease
-from workers.workspace import run_directory, scratch
+from workers.workspace import RUN_TAG, run_directory, scratch
 
 
 def run(lease: Lease) -> None:
@@ -69,7 +69,7 @@ def _register(
 ) -> None:
     before = unlearning.batch.before
     registry = open_registry(before.model.registry)
-    published = registry.publish(output, parent=before.number, tags={"erasure.run": unlearning.pk})
+    published = registry.publish(output, parent=before.number, tags={RUN_TAG: unlearning.pk})
     with lease.fenced() as job:
         candidate = register_version(
             before.model,
