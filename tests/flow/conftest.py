@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,10 +18,15 @@ from deletion_service.requests.models import ErasureRequest
 from deletion_service.targets.batching import start_work
 from deletion_service.targets.locate import fix_targets, start_search
 from tests.cast import ALICE, Identifier, application, rhea, second_reviewer
+from tests.flow.stand import Stand, database_of_its_own, deployed, until
+from tests.ml import conftest as memorised
 from tests.simulator import Simulator, install
+from tests.tiny import TinyWorld
 from tests.world import ALICE_SECRET, make_model
 from workers.jobs import run_next_job
 from workers.stages import STAGES
+
+tiny = memorised.tiny
 
 
 def run_all_jobs() -> None:
@@ -61,3 +68,45 @@ def release(request: ErasureRequest, *, choice: str = "release", reason: str = "
     run_all_jobs()
     request.refresh_from_db()
     return request
+
+
+@dataclass(frozen=True, slots=True)
+class Played:
+    """A finished case on a deployment whose processes have ended: what is true of it, and a backup from before."""
+
+    stand: Stand
+    facts: dict[str, Any]
+    backup: Path
+    opened_then: list[list[object]]
+
+
+def play(stand: Stand, world: TinyWorld, *die: str) -> Played:
+    """Alice's case from her request to the last letter, with a runner that dies where it is told."""
+    stand.begin_runner(world, *die)
+    stand.ask(world)
+    backup, opened = stand.back_up(), stand.people("opened")
+    stand.people("finish")
+    # What the runner was owed a death for after the last write, it has died of by now.
+    until(lambda: not die or "notify:commit" in stand.deaths, what="the last death")
+    facts = stand.people("facts")
+    stand.stop()
+    return Played(stand, facts, backup, opened)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tiny: TinyWorld, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Played]:
+    """Alice's case, in which nothing happened."""
+    with deployed(tmp_path_factory.mktemp("undisturbed"), tiny) as stand:
+        yield play(stand, tiny)
+
+
+@pytest.fixture(scope="session", params=["sqlite", "postgres"])
+def killed(
+    request: pytest.FixtureRequest, tiny: TinyWorld, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Played]:
+    """The same case with a runner that died at every write of every stage, on each database."""
+    with (
+        database_of_its_own(request.param) as url,
+        deployed(tmp_path_factory.mktemp(f"killed-{request.param}"), tiny, database_url=url) as stand,
+    ):
+        yield play(stand, tiny, "everywhere")
