@@ -33,6 +33,7 @@ _log = structlog.get_logger(__name__)
 # These cannot succeed by trying again on the same inputs; everything else is retried until attempts run out.
 _TRANSIENT_KINDS: Final = frozenset({"unavailable", "conflict"})
 _UNEXPECTED: Final = "this was not expected; the worker's log says where it happened. Try again, or report it"
+_TOO_LONG: Final = "it ran longer than a job may; if it was healthy, raise LETHE_JOB_DEADLINE_S, then try again"
 _LONGEST_DETAIL: Final = 400
 Stage = Callable[["Lease"], None]
 
@@ -122,7 +123,7 @@ def claim(queues: Sequence[str], *, owner: str) -> Lease | None:
     for state in (_expired(), _ready()):
         with transaction.atomic():
             candidates = Job.objects.filter(state, _owed(), queue__in=queues, attempts__lt=F("max_attempts"))
-            candidates = candidates.filter(cancel_requested=False, deadline_at__gt=Now())
+            candidates = candidates.filter(cancel_requested=False)
             if connection.features.has_select_for_update_skip_locked:
                 candidates = candidates.select_for_update(skip_locked=True, of=("self",))
             job = candidates.order_by("created_at", "id").first()
@@ -154,6 +155,8 @@ def _take(job: Job, *, owner: str) -> Lease | None:
         attempts=F("attempts") + 1,
         owner=owner,
         lease_until=Now() + timedelta(seconds=settings.LEASE_S),
+        # A deadline is about work, not about waiting: a legal hold or a long queue must cost no job its life.
+        deadline_at=Now() + timedelta(seconds=settings.JOB_DEADLINE_S),
         started_at=Coalesce("started_at", Now()),
     )
     if taken != 1 or not _take_device(job):
@@ -221,11 +224,14 @@ def _run_stage(lease: Lease, stage: Stage) -> str:
 
 
 def _hand_back(lease: Lease) -> str:
-    """Release a stopped job: cancelled if that was asked, else ready at once and without using up an attempt."""
+    """Release a stopped job: cancelled if that was asked, failed if it took too long, else ready at once and without
+    using up an attempt."""
     with suppress(LeaseLostError):
-        if lease.cancelled.is_set():
+        if lease.cancelled.is_set() and lease.job().cancel_requested:
             lease.record(state=JobState.CANCELLED, lease_until=None, finished_at=timezone.now())
             return "cancelled"
+        if lease.cancelled.is_set():
+            return give_up_or_retry(lease, code="deadline_passed", detail=_TOO_LONG, transient=False)
         lease.record(state=JobState.READY, lease_until=None, attempts=F("attempts") - 1, available_at=Now())
         return "handed_back"
     return "lost"

@@ -16,6 +16,7 @@ from django.db.models import F, Q
 from django.db.models.functions import Now
 from django.utils import timezone
 
+from deletion_service.api.idempotency import purge_answers
 from deletion_service.audit import trail
 from deletion_service.certificates.custody import sign_disposal
 from deletion_service.certificates.policies import current_plan
@@ -47,11 +48,16 @@ def reconcile() -> dict[str, int]:
     return {step.__name__: _guarded(step) for step in STEPS}
 
 
+def watch() -> dict[str, int]:
+    """Run the steps that read whole registries; return how much each one found."""
+    return {step.__name__: _guarded(step) for step in SLOW_STEPS}
+
+
 def _guarded(step: Callable[[], int]) -> int:
     try:
         return step()
-    except Exception as exc:  # noqa: BLE001 - a process boundary: one broken step must not starve the others
-        _log.error("reconcile_step_failed", step=step.__name__, error=type(exc).__name__)
+    except Exception:  # noqa: BLE001 - a process boundary: one broken step must not starve the others
+        _log.error("reconcile_step_failed", step=step.__name__, exc_info=True)
         return 0
 
 
@@ -67,7 +73,7 @@ def fail_exhausted_jobs() -> int:
 
 
 def cancel_disowned_jobs() -> int:
-    """Cancel jobs that are past their deadline, were asked to stop while nobody ran them, or whose request closed.
+    """Cancel jobs that were asked to stop while nobody ran them, or whose request closed.
 
     One that somebody still runs is asked to stop; its heartbeat hears of it.
     """
@@ -75,7 +81,7 @@ def cancel_disowned_jobs() -> int:
         cancel_requested=True
     )
     idle = Q(state=JobState.READY) | Q(state=JobState.LEASED, lease_until__lt=Now())
-    done = Q(deadline_at__lt=Now()) | Q(cancel_requested=True) | Q(request__status__in=TERMINAL_STATUSES)
+    done = Q(cancel_requested=True) | Q(request__status__in=TERMINAL_STATUSES)
     jobs = Job.objects.filter(idle & done).values_list("pk", flat=True)
     return (
         Job.objects.filter(pk__in=list(jobs))
@@ -182,6 +188,11 @@ def write_letters() -> int:
     return send_owed()
 
 
+def forget_old_answers() -> int:
+    """Forget the sealed answers kept for repeated requests, once their time is over."""
+    return purge_answers(now=timezone.now())
+
+
 def seal_audit_trail() -> int:
     """Seal new audit events; a rival that sealed the same ones first wins."""
     try:
@@ -243,6 +254,7 @@ STEPS: Final[tuple[Callable[[], int], ...]] = (
     dispose_owed_classes,
     record_missed_deadlines,
     wipe_orphaned_scratch,
+    forget_old_answers,
     seal_audit_trail,
     ring_for_waiting_jobs,
 )

@@ -79,9 +79,8 @@ def test_a_queue_serves_its_own_jobs_only(queue: str) -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"available_at": timezone.now() + timedelta(minutes=1)},
+        {"available_at": timezone.now() + timedelta(days=1)},
         {"cancel_requested": True},
-        {"deadline_at": timezone.now() - timedelta(seconds=1)},
         {"attempts": 5},
         {"state": JobState.FAILED},
     ],
@@ -138,6 +137,28 @@ def test_a_beat_finds_out_that_the_job_is_to_stop(changes: dict[str, Any]) -> No
     Job.objects.filter(pk=job.pk).update(**changes)
     lease.beat()
     assert lease.should_stop()
+
+
+def test_waiting_costs_a_job_nothing_of_its_time() -> None:
+    long_ago = timezone.now() - timedelta(days=30)
+    job = owed(deadline_at=long_ago)
+    assert cancel_disowned_jobs() == 0
+    assert claim(["cpu"], owner="one") is not None
+    job.refresh_from_db()
+    assert job.deadline_at > timezone.now()
+
+
+def test_a_job_that_runs_too_long_fails_for_a_person_to_see() -> None:
+    owed()
+
+    def never_end(lease: Lease) -> None:
+        Job.objects.update(deadline_at=timezone.now() - timedelta(seconds=1))
+        lease.beat()
+        assert lease.should_stop()
+        raise RunStoppedError("stopped")
+
+    job = run(never_end)
+    assert (job.state, job.last_error) == ("failed", "deadline_passed")
 
 
 def test_a_finished_stage_leaves_a_done_job() -> None:

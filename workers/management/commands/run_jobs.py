@@ -12,7 +12,7 @@ from django.core.management.base import BaseCommand, CommandParser
 from django.db import close_old_connections
 
 from workers.jobs import run_next_job, worker_name
-from workers.reconcile import SLOW_STEPS, reconcile
+from workers.reconcile import reconcile, watch
 from workers.stages import STAGES
 
 _RECONCILE_S = 2.0
@@ -61,6 +61,5 @@ def _sweep(stopping: threading.Event) -> None:
         reconcile()
         if time.monotonic() - watched > _WATCH_S:
             watched = time.monotonic()
-            for step in SLOW_STEPS:
-                step()
+            watch()
     close_old_connections()
