@@ -7,7 +7,9 @@ capacity nobody writes to the data subject (compliance section 1).
 from __future__ import annotations
 
 import json
+import smtplib
 from collections.abc import Mapping
+from datetime import timedelta
 from email.utils import format_datetime
 from typing import Any, Final
 
@@ -15,6 +17,7 @@ import structlog
 from django.conf import settings
 from django.core.mail import EmailMessage
 from django.db import transaction
+from django.db.models import F, Q
 from django.template import Context, Engine
 from django.utils import timezone
 
@@ -44,6 +47,10 @@ LETTER_OF: Final[dict[str, str]] = {
 }
 KINDS: Final = (*LETTER_OF.values(), "COM-02", "COM-04")
 _WITH_IDENTITY_LINK: Final = frozenset({"COM-01", "COM-02"})
+_FIRST_WAIT: Final = timedelta(seconds=30)
+_LONGEST_WAIT: Final = timedelta(hours=6)
+_GIVE_UP_AFTER: Final = timedelta(days=3)
+_PERMANENT: Final = 500
 _log = structlog.get_logger(__name__)
 
 
@@ -86,9 +93,10 @@ def owe_letter(
 
 
 def send_owed() -> int:
-    """Mail every owed letter. A crash in between sends one again, under the same Message-ID."""
+    """Mail every owed letter that is due. A crash in between sends one again, under the same Message-ID."""
     sent = 0
-    for letter in Letter.objects.filter(sent_at=None, undeliverable=False).select_related("request"):
+    due = Q(next_try_at=None) | Q(next_try_at__lte=timezone.now())
+    for letter in Letter.objects.filter(due, sent_at=None, undeliverable=False).select_related("request"):
         sent += _send(letter)
     return sent
 
@@ -103,6 +111,7 @@ def _send(letter: Letter) -> int:
         _mail(letter, contact["email"]).send()
     except OSError as exc:
         _log.warning("mail_not_sent", letter=letter.pk, error=type(exc).__name__)
+        _try_later(letter, refused=_is_refused(exc))
         return 0
     with transaction.atomic():
         if Letter.objects.filter(pk=letter.pk, sent_at=None).update(sent_at=timezone.now()) != 1:
@@ -113,6 +122,26 @@ def _send(letter: Letter) -> int:
             actor="notices", action="letter.sent", obj=letter, reason=letter.kind, request_id=letter.request_id
         )
     return 1
+
+
+def _is_refused(exc: OSError) -> bool:
+    """True when the relay says for good that this mailbox takes nothing (a 5xx reply to the recipient)."""
+    if not isinstance(exc, smtplib.SMTPRecipientsRefused):
+        return False
+    return all(code >= _PERMANENT for code, _ in exc.recipients.values())
+
+
+def _try_later(letter: Letter, *, refused: bool) -> None:
+    """Wait longer after each try. An address that takes nothing is given up: it must not be kept for ever for this."""
+    now, wait = timezone.now(), min(_FIRST_WAIT * 2**letter.tries, _LONGEST_WAIT)
+    given_up = refused or now - letter.owed_at > _GIVE_UP_AFTER
+    Letter.objects.filter(pk=letter.pk, sent_at=None).update(
+        tries=F("tries") + 1, next_try_at=now + wait, undeliverable=given_up
+    )
+    if given_up:
+        trail.record(
+            actor="notices", action="letter.given_up", obj=letter, reason=letter.kind, request_id=letter.request_id
+        )
 
 
 def _mail(letter: Letter, address: str) -> EmailMessage:

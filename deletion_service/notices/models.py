@@ -20,6 +20,8 @@ class Letter(models.Model):
     text_sha256 = models.CharField(max_length=64, blank=True, default="")
     owed_at = models.DateTimeField(auto_now_add=True)
     sent_at = models.DateTimeField(null=True, blank=True)
+    tries = models.PositiveIntegerField(default=0)
+    next_try_at = models.DateTimeField(null=True, blank=True)
     undeliverable = models.BooleanField(default=False)
 
     class Meta:
