@@ -14,6 +14,8 @@ from django.db import transaction
 RUN_NEXT_JOB: Final = "workers.run_next_job"
 RECONCILE: Final = "workers.reconcile"
 WATCH: Final = "workers.watch"
+CONTROL: Final = "control"
+"""The queue of sweeps; jobs never wait on it."""
 TASK_NAMES: Final = (RUN_NEXT_JOB, RECONCILE, WATCH)
 
 _log = structlog.get_logger(__name__)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging.config
 import os
 from typing import Any
 
 from celery import Celery
-from celery.signals import beat_init, worker_init
+from celery.signals import beat_init, setup_logging, worker_init
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "deletion_service.settings")
 
@@ -16,26 +17,27 @@ django.setup()
 
 from django.conf import settings  # noqa: E402
 
-from deletion_service.dispatch import RECONCILE, RUN_NEXT_JOB, WATCH  # noqa: E402
+from deletion_service.dispatch import CONTROL, RECONCILE, RUN_NEXT_JOB, WATCH, ring  # noqa: E402
 
 app = Celery("lethe", broker=settings.REDIS_URL or "memory://")
 app.conf.update(settings.CELERY_OPTIONS)
 # A message that nobody took before the next one is due is dropped: a worker that was away finds one of each.
+# They have a queue of their own: a letter must not wait behind an unlearning run.
 app.conf.beat_schedule = {
-    name: {"task": name, "schedule": every_s, "options": {"queue": "cpu", "expires": every_s}}
+    name: {"task": name, "schedule": every_s, "options": {"queue": CONTROL, "expires": every_s}}
     for name, every_s in ((RECONCILE, 20.0), (WATCH, 3600.0))
 }
 
 
 @app.task(name=RUN_NEXT_JOB)
 def run_next_job(queue: str) -> None:
-    """Run what the database says is owed on `queue`, until nothing is."""
+    """Run one job that the database says is owed on `queue`, and ring for the next: each gets a fresh process."""
     from workers.jobs import run_next_job as run_job
     from workers.jobs import worker_name
     from workers.stages import STAGES
 
-    while run_job([queue], stages=STAGES, owner=worker_name()):
-        pass
+    if run_job([queue], stages=STAGES, owner=worker_name()):
+        ring(queue)
 
 
 @app.task(name=RECONCILE)
@@ -49,10 +51,15 @@ def reconcile() -> None:
 @app.task(name=WATCH)
 def watch() -> None:
     """Look for retired weights that came back."""
-    from workers.reconcile import SLOW_STEPS
+    from workers.reconcile import watch as look
 
-    for step in SLOW_STEPS:
-        step()
+    look()
+
+
+@setup_logging.connect
+def _log_as_the_service_does(**_: Any) -> None:
+    """Celery would put handlers of its own in place, which print exceptions with the values in them."""
+    logging.config.dictConfig(settings.LOGGING)
 
 
 @worker_init.connect
