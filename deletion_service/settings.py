@@ -176,7 +176,11 @@ DATA_UPLOAD_MAX_MEMORY_SIZE = env_int("LETHE_MAX_BODY_BYTES", 1 << 20)
 # What a stranger uploads is never written to a disk.
 FILE_UPLOAD_HANDLERS = ["deletion_service.portal.uploads.BoundedMemoryUpload"]
 UPLOAD_MAX_BYTES = env_int("LETHE_MAX_UPLOAD_BYTES", 12 << 20)
+BEHIND_PROXY = env_bool("LETHE_BEHIND_PROXY", default=False)
 NUM_PROXIES = env_int("LETHE_NUM_PROXIES", 0)
+if BEHIND_PROXY and not NUM_PROXIES:
+    # Without it every stranger has the proxy's address: one rate limit and one lockout for all of them.
+    raise ImproperlyConfigured("LETHE_BEHIND_PROXY needs LETHE_NUM_PROXIES, the number of proxies in front")
 
 # --- database -------------------------------------------------------------------------------------------------------
 
@@ -307,7 +311,7 @@ CSRF_COOKIE_SECURE = SECURE_COOKIES
 SECURE_HSTS_SECONDS = 31_536_000 if SECURE_COOKIES else 0
 SECURE_SSL_REDIRECT = SECURE_COOKIES
 SECURE_REDIRECT_EXEMPT = [r"^healthz$", r"^readyz$"]
-SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if env_bool("LETHE_BEHIND_PROXY", default=False) else None
+SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if BEHIND_PROXY else None
 SECURE_REFERRER_POLICY = "same-origin"
 X_FRAME_OPTIONS = "DENY"
 CONTENT_SECURITY_POLICY = {

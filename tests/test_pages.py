@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -148,3 +151,12 @@ def test_health_tells_strangers_one_word(client: Client, settings: Any, tmp_path
 def test_static_files_are_served_from_a_fresh_clone(client: Client) -> None:
     for path in ("lethe/base.css", "lethe/console.css", "lethe/icon.svg", "api/docs.js"):
         assert client.get(f"/static/{path}").status_code == 200
+
+
+def test_behind_a_proxy_the_service_wants_to_know_how_many_there_are() -> None:
+    environment = {**os.environ, "LETHE_BEHIND_PROXY": "true"}
+    command = [sys.executable, "-c", "import deletion_service.settings"]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert "LETHE_NUM_PROXIES" in result.stderr
+    environment["LETHE_NUM_PROXIES"] = "1"
+    assert subprocess.run(command, env=environment, capture_output=True, check=False).returncode == 0
