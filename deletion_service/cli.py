@@ -89,6 +89,7 @@ def _verify_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", type=Path, metavar="DIR", help="model directory to compare with the certificate")
     parser.add_argument("--revocations", type=Path, metavar="FILE", help="signed list of revoked certificates")
     parser.add_argument("--expect", choices=("PASS", "FAIL", "INCONCLUSIVE"), help="fail unless this is the verdict")
+    parser.add_argument("--complete", action="store_true", help="fail unless every check could be made")
 
 
 def _verify(options: argparse.Namespace) -> int:
@@ -104,6 +105,7 @@ def _verify(options: argparse.Namespace) -> int:
         model_dir=_directory(options.model) if options.model else None,
         revocations=_read(options.revocations, LARGEST_ENVELOPE) if options.revocations else None,
         expect=options.expect,
+        complete=options.complete,
     )
     files = [("certificate", certificate), ("keys", options.keys), ("log", log), ("evidence", evidence)]
     files += [("model", options.model), ("revocations", options.revocations)]

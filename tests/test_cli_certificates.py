@@ -57,7 +57,16 @@ def test_a_valid_certificate_prints_title_verdict_checks_and_what_was_not_shown(
     checks = [line.split(":")[0].split()[-1] for line in lines[lines.index("Checks") + 1 :][: len(CHECKS)]]
     assert checks == list(CHECKS)
     assert lines.index("Checks") < lines.index("Limitations stated") < lines.index("Not shown")
-    assert lines[-1] == "Result: every check that was made holds; 2 of 19 were not made."
+    assert lines[-1] == f"Result: every check that was made holds; 2 of {len(CHECKS)} were not made."
+
+
+def test_a_complete_check_fails_where_something_was_not_given(
+    alice: forge.CertificateSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert verify(tmp_path, "--model", str(alice.model_dir), "--expect", "PASS", "--complete") == FAILED_CHECK
+
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == f"Result: 1 of {len(CHECKS)} checks failed, first revocation."
 
 
 def test_proof_and_evidence_beside_the_certificate_are_used_and_named(

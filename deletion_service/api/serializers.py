@@ -14,7 +14,7 @@ from rest_framework import serializers
 
 from deletion_service.api.fields import Code, Day, Flag, StrictSerializer, Text, Whole
 from deletion_service.certificates.forms import count_bucket
-from deletion_service.certificates.models import Certificate, EvidenceDecision
+from deletion_service.certificates.models import ISSUED_STATUSES, Certificate, EvidenceDecision
 from deletion_service.requests.codes import Capacity, Outcome, OutcomePlan, Refusal, Regime
 from deletion_service.requests.intake import (
     IDENTIFIER_TYPES,
@@ -264,7 +264,7 @@ class TargetOut(TargetBriefOut):
     def get_certificates(self, target: ErasureTarget) -> list[dict[str, Any]]:
         """Drafts are shown to staff only."""
         rows = target.certificates.all()
-        shown = [row for row in rows if self.context["staff"] or row.status != Certificate.Status.DRAFTED]
+        shown = [row for row in rows if self.context["staff"] or row.status in ISSUED_STATUSES]
         return [dict(row) for row in CertificateBriefOut(shown, many=True).data]
 
 

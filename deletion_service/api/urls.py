@@ -30,6 +30,7 @@ urlpatterns = [
     path("v1/models/<str:model_id>/versions/<int:number>", models.VersionDetail.as_view()),
     path("v1/models/<str:model_id>/versions/<int:number>/training-manifest", models.TrainingManifests.as_view()),
     path(".well-known/erasure-issuer.json", certificates.IssuerDocumentView.as_view(), name="issuer_document"),
+    path(".well-known/erasure-revocations.json", certificates.RevocationsView.as_view()),
     path("v1/openapi.json", description.openapi, name="openapi"),
     path("v1/docs", description.docs, name="api_docs"),
 ]

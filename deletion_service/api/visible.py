@@ -7,7 +7,7 @@ from typing import TypeVar
 from django.db.models import Model, QuerySet
 
 from deletion_service.access.permissions import Principal
-from deletion_service.certificates.models import Certificate, Evidence
+from deletion_service.certificates.models import ISSUED_STATUSES, Certificate, Evidence
 from deletion_service.errors import NotFoundError
 from deletion_service.requests.models import ErasureRequest
 from deletion_service.targets.models import ErasureTarget, Job
@@ -41,7 +41,7 @@ def visible_certificates(principal: Principal) -> QuerySet[Certificate]:
     """Return the certificates of visible requests; drafts are for staff."""
     rows = Certificate.objects.filter(target__request__in=visible_requests(principal))
     rows = rows.select_related("target__request", "evidence")
-    return rows if principal.staff is not None else rows.exclude(status=Certificate.Status.DRAFTED)
+    return rows if principal.staff is not None else rows.filter(status__in=ISSUED_STATUSES)
 
 
 def find(rows: QuerySet[Row], pk: str) -> Row:

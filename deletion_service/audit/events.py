@@ -48,6 +48,11 @@ def frozen_columns(table: str, *columns: str) -> migrations.RunPython:
     return migrations.RunPython(install, remove)
 
 
+def lifted(guard: migrations.RunPython) -> migrations.RunPython:
+    """Return the step that takes a guard away, to stand before changes of its table; SQLite makes a table anew then."""
+    return migrations.RunPython(guard.reverse_code or migrations.RunPython.noop, guard.code)
+
+
 def _remove(schema_editor: BaseDatabaseSchemaEditor, table: str) -> None:
     on = f" ON {table}" if schema_editor.connection.vendor == "postgresql" else ""
     for act in ("update", "delete", "truncate"):

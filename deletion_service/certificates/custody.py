@@ -73,6 +73,7 @@ def issuer_document() -> IssuerDocument:
         raise SigningError("this deployment has no issuer document; run manage.py create_keys")
     stored = IssuerDocument.from_bytes(path.read_bytes())
     policies = tuple(
-        KnownPolicy(row.name, str(row.version), row.sha256) for row in VerdictPolicy.objects.order_by("name", "version")
+        KnownPolicy(row.name, str(row.version), row.purpose, row.sha256)  # type: ignore[arg-type]  # one of the two words
+        for row in VerdictPolicy.objects.order_by("name", "version")
     )
     return IssuerDocument(issuer=stored.issuer, keys=stored.keys, log=stored.log, policies=policies)

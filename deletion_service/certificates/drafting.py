@@ -24,7 +24,6 @@ from deletion_service.certificates.facts import (
     ModelBefore,
     NamedDigest,
     Pending,
-    Recipients,
     RequestFacts,
     Retirement,
     Scope,
@@ -39,6 +38,7 @@ from deletion_service.certificates.statement import build_statement, statement_b
 from deletion_service.ids import certificate_id
 from deletion_service.requests.codes import Capacity, DataClass, ReasonCode
 from deletion_service.requests.models import DisposalEvent, ErasureRequest
+from deletion_service.errors import GuardError
 from deletion_service.targets.models import (
     ContaminatedVersion,
     ErasureTarget,
@@ -46,7 +46,7 @@ from deletion_service.targets.models import (
     SourceErasure,
     UnlearningRun,
 )
-from deletion_service.targets.statuses import Verdict
+from deletion_service.targets.statuses import TargetStatus, Verdict
 from ml.digests import ModelManifest, sha256_hex
 from ml.reports import UnlearningReport
 
@@ -66,7 +66,8 @@ def draft_certificate(
 
     The worker calls this inside its fenced transaction, holding the issuer key.
     """
-    if drafted := Certificate.objects.filter(target=target, decision=decision).first():
+    standing = Certificate.objects.exclude(status=Certificate.Status.DISCARDED)
+    if drafted := standing.filter(target=target, decision=decision).first():
         return drafted
     identifier = certificate_id()
     facts = erasure_facts(target, decision, evidence=evidence, identifier=identifier)
@@ -76,7 +77,7 @@ def draft_certificate(
         target=target,
         evidence=evidence,
         decision=decision,
-        verdict=evidence.verdict,
+        verdict=facts.verdict,
         envelope=sign_envelope(payload, signers=[signer]).to_bytes(),
         statement_sha256=sha256_hex(payload),
         evidence_approver=decision.decided_by,
@@ -102,13 +103,14 @@ def erasure_facts(
     return ErasureFacts(
         certificate_id=identifier,
         issued_at=time_text(timezone.now()),
-        verdict=evidence.verdict,  # type: ignore[arg-type]  # the constraint on the row holds the same three words
+        verdict=verdict,  # type: ignore[arg-type]  # the constraint on the row holds the same three words
         capacity="processor" if request.capacity == Capacity.PROCESSOR else "controller",
         request=RequestFacts(
             id=request.pk,
             regime=request.regime,
             received_on=timezone.localdate(request.received_at).isoformat(),
             subject_commitment=f"sha256:{request.subject.commitment_sha256}",
+    verdict = _verdict(target, evidence)
             upstream_id=request.upstream_id or None,
         ),
         target_id=target.pk,
@@ -118,12 +120,12 @@ def erasure_facts(
         model_before=_named(run.batch.before),
         method=_method(run),
         scope=_scope(target),
-        evaluation=_evaluation(document, evidence, new_version),
+        evaluation=_evaluation(document, evidence, new_version, declined=verdict != evidence.verdict),
         verification_seed_commitment=f"sha256:{run.verification_seed_sha256}",
         verification_seed_origin="fixed" if run.seed_fixed else "drawn",
-        retirement=tuple(_retirements(target, released=evidence.verdict == Verdict.PASS)),
+        retirement=tuple(_retirements(target, released=verdict == Verdict.PASS)),
         sources=tuple(_sources(target)),
-        recipients=Recipients("0", "0", "0"),
+        recipients=None,
         disposal=_disposal(request),
         approvals=tuple(_approvals(request, decision)),
         pending=tuple(_pending(request, target)),
@@ -133,7 +135,18 @@ def erasure_facts(
     )
 
 
-def _evaluation(document: EvidenceDocument, evidence: Evidence, new_version: ModelVersion) -> Evaluation:
+def _verdict(target: ErasureTarget, evidence: Evidence) -> str:
+    """Return what may be stated: a PASS only of what was released, since nothing else is in use."""
+    if target.status not in (TargetStatus.RELEASED, TargetStatus.NOT_RELEASED):
+        raise GuardError(f"erasure target {target.pk} is {target.status}; finish its release before drafting")
+    if evidence.verdict == Verdict.PASS and target.status != TargetStatus.RELEASED:
+        return Verdict.INCONCLUSIVE
+    return evidence.verdict
+
+
+def _evaluation(
+    document: EvidenceDocument, evidence: Evidence, new_version: ModelVersion, *, declined: bool
+) -> Evaluation:
     return evaluation_of(
         document.judged_again(),
         report=document.report,
@@ -153,6 +166,7 @@ def _method(run: UnlearningRun) -> MethodFacts:
     return MethodFacts(
         name=run.method,
         version=report.method_version if report else "not-run",
+        declined=declined,
         guarantee=report.guarantee if report else "unchanged",
         code_digest=f"sha256:{report.code_sha256}" if report else None,
         config_digest=f"sha256:{report.config_sha256}" if report else None,
@@ -208,8 +222,9 @@ def _disposal(request: ErasureRequest) -> Disposal | None:
 def _approvals(request: ErasureRequest, decision: EvidenceDecision) -> Iterator[Approval]:
     started = request.events.filter(reason=ReasonCode.START_APPROVED).order_by("-id").first()
     person = request.starter or request.reviewer
-    if started is not None and person is not None:
-        yield Approval(person.role, time_text(started.at))
+    if started is not None:
+        # Nobody here approves the start of an instruction: its sender has.
+        yield Approval(person.role if person else "controller", time_text(started.at))
     yield Approval(decision.role, time_text(decision.at))
 
 

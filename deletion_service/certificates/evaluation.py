@@ -29,6 +29,8 @@ from ml.specs import FamilyRule, UtilityRule, VerdictPolicy
 GateResult: TypeAlias = Literal["PASS", "FAIL", "INCONCLUSIVE", "ERROR"]
 Key = TypeVar("Key", bound=Hashable)
 Row = TypeVar("Row")
+# The finding of a statement about a target that passed and that a person declined to release.
+DECLINED: Final = "declined"
 # A numbers row of an attack compares with twins who were never trained on: look-alikes the model never saw.
 _TWINS: Final = "holdout_reference"
 
@@ -81,7 +83,7 @@ class GateRow:
 
 @dataclass(frozen=True, slots=True)
 class Unmet:
-    """One reason why the verdict is not PASS: a finding of the decision rule."""
+    """One reason why the verdict is not PASS: a finding of the decision rule, or that release was declined."""
 
     code: Code
     gate: Identifier
@@ -112,14 +114,21 @@ def evaluation_of(
     candidate_manifest_sha256: str,
     evidence_sha256: str,
     policy_uri: str | None = None,
+    declined: bool = False,
 ) -> Evaluation:
-    """Return the `evaluation` part of a statement: the verdict's gates, their numbers, and what stayed untested."""
+    """Return the `evaluation` part of a statement: the verdict's gates, their numbers, and what stayed untested.
+
+    `declined` adds the finding that keeps a PASS which nobody released from being called a certificate.
+    """
+    unmet = [_unmet(finding) for finding in verdict.findings]
+    if declined:
+        unmet.append(Unmet(DECLINED, "release", None, None, "INCONCLUSIVE"))
     return Evaluation(
         policy=PolicyFacts(policy.name, str(policy.version), policy.purpose, policy_uri, DigestSet(policy.sha256)),
         confidence=decimal_number(1 - policy.alpha),
         artifact_loaded_by_digest=report.models.get("candidate") == candidate_manifest_sha256,
         gates=gate_rows(verdict, report=report, policy=policy),
-        unmet=tuple(_unmet(finding) for finding in verdict.findings),
+        unmet=tuple(unmet),
         flags=verdict.flags,
         evidence_digest=DigestSet(evidence_sha256),
         not_tested=policy.not_tested,

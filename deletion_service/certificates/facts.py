@@ -169,7 +169,8 @@ class ErasureFacts:
     `manifest` lists every file of the new model (`manifest_rows`); `verification_seed_commitment` was fixed before
     training ended, and its origin tells a seed drawn for this run from one the operator set; `key_custody` says what
     keeps the issuer's and the approver's key apart; `disposal` is `None` while the request's data are still needed
-    for another attempt; `supersedes` names an earlier certificate.
+    for another attempt; `recipients` is `None` where nobody keeps a list of them; `supersedes` names an earlier
+    certificate.
     """
 
     certificate_id: Identifier
@@ -189,7 +190,7 @@ class ErasureFacts:
     verification_seed_origin: Literal["drawn", "fixed"]
     retirement: tuple[Retirement, ...]
     sources: tuple[SourceResult, ...]
-    recipients: Recipients
+    recipients: Recipients | None
     disposal: Disposal | None
     approvals: tuple[Approval, ...]
     pending: tuple[Pending, ...]

@@ -16,22 +16,38 @@ from deletion_service.certificates.merkle import (
 from deletion_service.certificates.models import Certificate, LogCheckpoint, LogEntry
 from deletion_service.certificates.signing import Signer
 from deletion_service.errors import StaleStateError
+from ml.digests import canonical_json
 
 
 def append_certificate(certificate: Certificate, envelope: bytes) -> LogEntry:
-    """Append the leaf of an issued certificate; the unique index makes a rival lose instead of forking the log.
+    """Append the leaf of an issued certificate.
 
     Raises:
         StaleStateError: another entry took the index; try again.
     """
+    return _append(certificate, LogEntry.Kind.CERTIFICATE, envelope)
+
+
+def append_revocation(certificate: Certificate, *, reason: str) -> LogEntry:
+    """Append the leaf of a revocation: the digest of `{"reason": ..., "revokes": ...}` in canonical JSON.
+
+    Raises:
+        StaleStateError: another entry took the index; try again.
+    """
+    content = canonical_json({"reason": reason, "revokes": certificate.pk})
+    return _append(certificate, LogEntry.Kind.REVOCATION, content)
+
+
+def _append(certificate: Certificate, kind: str, content: bytes) -> LogEntry:
+    """Append a leaf; the unique index makes a rival lose instead of forking the log."""
     last = LogEntry.objects.order_by("-index").values_list("index", flat=True).first()
     try:
         with transaction.atomic():
             return LogEntry.objects.create(
                 index=0 if last is None else last + 1,
-                kind=LogEntry.Kind.CERTIFICATE,
+                kind=kind,
                 certificate=certificate,
-                leaf_sha256=certificate_leaf(envelope).hex(),
+                leaf_sha256=certificate_leaf(content).hex(),
             )
     except IntegrityError as exc:
         raise StaleStateError("the log grew at the same moment; nothing was written, try again") from exc

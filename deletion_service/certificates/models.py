@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from django.db import models
 from django.db.models import F, Q
 
@@ -137,6 +139,7 @@ class Certificate(models.Model):
 
     class Status(models.TextChoices):
         DRAFTED = "drafted", "drafted"
+        DISCARDED = "discarded", "discarded"
         ISSUED = "issued", "issued"
         PUBLISHED = "published", "published"
         REVOKED = "revoked", "revoked"
@@ -159,13 +162,18 @@ class Certificate(models.Model):
     class Meta:
         ordering = ("drafted_at", "id")
         constraints = [
-            models.UniqueConstraint(fields=("target", "decision"), name="certificate_once_per_decision"),
+            models.UniqueConstraint(
+                fields=("target", "decision"),
+                condition=~Q(status="discarded"),
+                name="certificate_once_per_decision",
+            ),
             models.CheckConstraint(
                 condition=Q(issued_by=None) | ~Q(issued_by=F("evidence_approver")),
                 name="certificate_issued_by_a_second_person",
             ),
             models.CheckConstraint(
-                condition=Q(status="drafted", issued_by=None) | (~Q(status="drafted") & Q(issued_by__isnull=False)),
+                condition=Q(status__in=["drafted", "discarded"], issued_by=None)
+                | (~Q(status__in=["drafted", "discarded"]) & Q(issued_by__isnull=False)),
                 name="certificate_issued_if_and_only_if_a_person_did",
             ),
             models.CheckConstraint(
@@ -182,17 +190,35 @@ class Certificate(models.Model):
         return "Erasure certificate" if self.verdict == Verdict.PASS else "Erasure attempt report"
 
 
+# What was put out, and can be looked up for ever.
+ISSUED_STATUSES: Final = (Certificate.Status.ISSUED, Certificate.Status.PUBLISHED, Certificate.Status.REVOKED)
+
+
 class CertificateEvent(models.Model):
-    """One move of a certificate. Append-only."""
+    """One move of a certificate; one that revokes has a reason. Append-only."""
+
+    class Reason(models.TextChoices):
+        WEIGHTS_RESTORED = "weights_restored", "older weights can be read again"
+        DATA_TRAINED_AGAIN = "data_trained_again", "the model was trained again on the person's data"
+        EVIDENCE_UNSOUND = "evidence_unsound", "the evidence does not hold"
+        KEY_COMPROMISED = "key_compromised", "a signing key may be known to others"
+        ISSUED_IN_ERROR = "issued_in_error", "it was issued in error"
 
     certificate = models.ForeignKey(Certificate, on_delete=models.PROTECT, related_name="events")
     old_status = models.CharField(max_length=16, blank=True, default="")
     new_status = models.CharField(max_length=16)
+    reason = models.CharField(max_length=32, choices=Reason, blank=True, default="")
     actor = models.CharField(max_length=64)
     at = models.DateTimeField(auto_now_add=True)
 
     class Meta:
         ordering = ("id",)
+        constraints = [
+            models.CheckConstraint(
+                condition=(Q(new_status="revoked") & ~Q(reason="")) | (~Q(new_status="revoked") & Q(reason="")),
+                name="certificate_event_reason_if_and_only_if_revoked",
+            ),
+        ]
 
     def __str__(self) -> str:
         return f"{self.certificate_id}: {self.old_status or 'new'} to {self.new_status}"
@@ -231,3 +257,13 @@ class LogCheckpoint(models.Model):
 
     def __str__(self) -> str:
         return f"checkpoint at {self.size}"
+
+
+class SignedRevocations(models.Model):
+    """A signed list of every certificate revoked so far, as it was handed out. Append-only."""
+
+    document = models.BinaryField()
+    at = models.DateTimeField(auto_now_add=True)
+
+    def __str__(self) -> str:
+        return f"revocations as of {self.at}"

@@ -106,6 +106,25 @@ def check_choice(request: ErasureRequest, choice: str, reason: str) -> tuple[lis
         raise GuardError(f"{request.pk} has no judged target; there is nothing to decide")
     if choice == Choice.RELEASE and len(passed) != len(judged):
         raise GuardError(f"not every target of {request.pk} passed; release those that did, or decline")
+def decisions_about(target: ErasureTarget) -> list[EvidenceDecision]:
+    """Return the decisions that released or declined a target, oldest first; each owed it jobs of its own round."""
+    rounds = set(target.jobs.filter(kind__in=[JobKind.PROMOTE, JobKind.RETIRE]).values_list("round", flat=True))
+    made = target.request.evidence_decisions.order_by("pk")
+    return [decision for number, decision in enumerate(made, start=1) if number in rounds]
+
+
+def latest_decision(target: ErasureTarget) -> EvidenceDecision:
+    """Return the decision that stands for a target, which need not be the newest one on its request.
+
+    Raises:
+        EvidenceMissingError: nobody has decided.
+    """
+    decisions = decisions_about(target)
+    if not decisions:
+        raise EvidenceMissingError(f"nobody has decided on the evidence of erasure target {target.pk}; decide first")
+    return decisions[-1]
+
+
     if choice == Choice.RELEASE_PARTIAL and not 0 < len(passed) < len(judged):
         raise GuardError(f"{request.pk} has nothing to release in part; release all or decline")
     if choice == Choice.DECLINE and passed and len(passed) == len(judged) and reason != Reason.RETRAIN_PLANNED:
@@ -122,9 +141,16 @@ def _release(
     actor: str,
 ) -> None:
     for target in judged:
+    if choice == Choice.DECLINE and _serving_already(judged):
+        raise GuardError(f"a version released for {request.pk} already serves; remove what stopped it, release again")
         if target in passed:
             _release_target(target, decision, actor=actor)
         else:
+def _serving_already(targets: Sequence[ErasureTarget]) -> bool:
+    """Whether the registry follows a release of one of these targets: declining could no longer be true."""
+    return Promotion.objects.filter(target__in=targets, status=Promotion.Status.CONFIRMED).exists()
+
+
             _decline_target(target, decision, actor=actor)
     move(request, RequestStatus.RELEASING, actor=actor, reason=ReasonCode.EVIDENCE_APPROVED)
 

@@ -238,10 +238,11 @@ class LogDescription:
 
 @dataclass(frozen=True, slots=True)
 class KnownPolicy:
-    """A verdict policy the issuer has published, by digest."""
+    """A verdict policy the issuer has published, by digest; one for `test` gives a verdict no evidential value."""
 
     name: str
     version: str
+    purpose: Literal["release", "test"]
     sha256: str
 
 

@@ -19,14 +19,15 @@ from deletion_service.certificates.canonical import (
 )
 from deletion_service.certificates.evaluation import Evaluation
 from deletion_service.certificates.facts import ErasureFacts, Retirement, VerdictText, manifest_from_rows
-from deletion_service.certificates.forms import Sentence, check_forms
-from deletion_service.certificates.wording import claim_of, limitations_of, residual_bounds, title_of
+from deletion_service.certificates.forms import check_forms
+from deletion_service.certificates.wording import Words, residual_bounds, words_of
 from deletion_service.errors import DomainError
 from ml.digests import ModelManifest, canonical_json
 from ml.errors import SpecError
 
 STATEMENT_TYPE: Final = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE: Final = "https://lethe.example/attestation/model-erasure/v1"
+_APPROVALS: Final = 2
 _SCHEMA_FILE: Final = "schemas/model-erasure-v1.json"
 
 
@@ -34,15 +35,6 @@ class StatementError(DomainError):
     """A statement is malformed, contradicts itself or claims more than its facts carry."""
 
     code = "statement_invalid"
-
-
-@dataclass(frozen=True, slots=True)
-class Words:
-    """The members of a predicate that put its facts into words."""
-
-    title: Sentence
-    claim: Sentence
-    limitations: tuple[Sentence, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +54,7 @@ def build_statement(facts: ErasureFacts) -> dict[str, Any]:
         DocumentFormError: a field does not have its form; the message names it.
     """
     check_forms(facts, where="facts")
-    words = Words(title_of(facts.verdict), claim_of(facts), limitations_of(facts))
-    document = _assembled(facts, words, _manifest(facts))
+    document = _assembled(facts, words_of(facts), _manifest(facts))
     faults = contradictions(read_statement(document))
     if faults:
         raise StatementError(f"the statement cannot be made: {'; '.join(faults)}")
@@ -118,7 +109,7 @@ def statement_schema() -> dict[str, Any]:
     return schema
 
 
-_WORDS: Final = ("title", "claim", "limitations")
+_WORDS: Final = ("title", "claim", "limitations", "wordingVersion")
 
 
 def _manifest(facts: ErasureFacts) -> ModelManifest:
@@ -200,8 +191,8 @@ def _of_pass(facts: ErasureFacts) -> Iterator[str]:
         yield "the model that was evaluated is not the model named"
     if facts.disposal is None or "A" not in facts.disposal.classes:
         yield "PASS needs the destruction of the request's payload (class A)"
-    if not facts.approvals:
-        yield "PASS needs an approval"
+    if len(facts.approvals) < _APPROVALS:
+        yield "PASS needs two approvals, that of the start and that of the evidence"
 
 
 def _of_retirement(facts: ErasureFacts) -> Iterator[str]:

@@ -27,7 +27,7 @@ from deletion_service.certificates.merkle import Checkpoint, LogProof, check_inc
 from deletion_service.certificates.revocation import open_revocations
 from deletion_service.certificates.signing import IssuerDocument, IssuerKey
 from deletion_service.certificates.statement import Statement, StatementError, contradictions, read_statement
-from deletion_service.certificates.wording import title_of
+from deletion_service.certificates.wording import Words, is_declined, words_of
 from deletion_service.errors import DomainError
 from ml.digests import ModelManifest, model_manifest, sha256_hex
 from ml.errors import MlError
@@ -45,6 +45,7 @@ CHECKS: Final = (
     "statement",
     "key_validity",
     "title",
+    "claim",
     "limitations",
     "consistency",
     "policy",
@@ -58,6 +59,7 @@ CHECKS: Final = (
     "revocation",
     "expected_verdict",
 )
+_LONGEST_SEED: Final = 20
 _NEVER_SHOWN: Final = (
     "that the statement is true: signatures show who states it, not that it is so",
     "that the issuer document is genuine: it was believed as given",
@@ -126,22 +128,26 @@ def verify_certificate(
     model_dir: Path | None = None,
     revocations: bytes | None = None,
     expect: VerdictText | None = None,
+    complete: bool = False,
+    draft: bool = False,
     accept_test_policy: bool = False,
 ) -> VerificationResult:
     """Check a certificate against whatever is at hand; what is not given is reported as not checked.
 
     1. The envelope, its two signatures, that the signed bytes are a statement, and that both keys counted when it was
-    issued.  2. The statement: title, limitations, consistency, policy.  3. The log.  4. The evidence, judged again.
-    5. The model directory.  6. Revocation, and the verdict asked for.
+    issued.  2. The statement: title, claim, limitations, consistency, policy.  3. The log.  4. The evidence, judged
+    again.  5. The model directory.  6. Revocation, and the verdict asked for.
 
     Args:
         issuer: the root of trust.
         expect: a verdict without which the check fails.
+        complete: let a check fail for which nothing was given.
+        draft: take what the issuer alone has signed: what an approver looks at before signing.
         accept_test_policy: take a verdict by a policy made for tests; for tests.
     """
-    ledger = _Ledger()
+    ledger = _Ledger(missing="failed" if complete else "not checked")
     try:
-        statement = _opened(ledger, certificate, issuer)
+        statement = _opened(ledger, certificate, issuer, draft=draft)
     except _StoppedError:
         ledger.skip_rest("nothing in it can be relied on, since an earlier check failed")
         return VerificationResult(None, tuple(ledger.checks), _NEVER_SHOWN)
@@ -165,8 +171,10 @@ class _FailedError(DomainError):
 class _Ledger:
     """The checks made so far, in order."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, missing: Outcome) -> None:
         self.checks: list[Check] = []
+        self._missing: Outcome = missing
+        self._not_given: set[str] = set()
 
     def need(self, name: str, check: Callable[[], T], say: Callable[[T], str]) -> T:
         """Make a check and return its value; raise `_StoppedError` when it fails."""
@@ -188,24 +196,31 @@ class _Ledger:
         except _StoppedError:
             return
 
+    def lack(self, names: tuple[str, ...], why: str) -> None:
+        """Note checks for which nothing was given."""
+        self.checks += [Check(name, self._missing, why) for name in names]
+        self._not_given.update(names)
+
     def skip(self, names: tuple[str, ...], why: str) -> None:
+        """Note checks that mean nothing after one that failed."""
         self.checks += [Check(name, "not checked", why) for name in names]
 
     def skip_rest(self, why: str) -> None:
         self.skip(CHECKS[len(self.checks) :], why)
 
-    def skipped(self, name: str) -> bool:
-        return any(check.name == name and check.outcome == "not checked" for check in self.checks)
+    def lacks(self, name: str) -> bool:
+        return name in self._not_given
 
 
 # --- envelope and signatures --------------------------------------------------------------------------------------
 
 
-def _opened(ledger: _Ledger, certificate: bytes, issuer: IssuerDocument) -> Statement:
+def _opened(ledger: _Ledger, certificate: bytes, issuer: IssuerDocument, *, draft: bool) -> Statement:
     """Verify the bytes, then parse those bytes, then ask whether the keys counted at the time they name."""
     envelope = ledger.need("envelope", lambda: read_envelope(certificate), lambda _: "the envelope is in strict form")
     ledger.need("payload_type", lambda: _payload_type(envelope), lambda kind: f"the payload is {kind}")
-    keys = ledger.need("signatures", lambda: _two_signers(envelope, issuer), _signed_by)
+    signers = _one_signer if draft else _two_signers
+    keys = ledger.need("signatures", lambda: signers(envelope, issuer), _signed_by)
     document = ledger.need(
         "payload",
         lambda: read_canonical(envelope.payload, what="the payload", largest=LARGEST_ENVELOPE),
@@ -236,6 +251,13 @@ def _two_signers(envelope: Envelope, issuer: IssuerDocument) -> tuple[IssuerKey,
     return keys
 
 
+def _one_signer(envelope: Envelope, issuer: IssuerDocument) -> tuple[IssuerKey, ...]:
+    keys = signers_of(envelope, issuer=issuer)
+    if [key.role for key in keys] != ["issuer"]:
+        raise EnvelopeError("a draft carries exactly one signature, by an issuer key")
+    return keys
+
+
 def _signed_by(keys: tuple[IssuerKey, ...]) -> str:
     return "signed by " + " and ".join(f"{key.role} key {_short(key.keyid)}" for key in keys)
 
@@ -246,7 +268,7 @@ def _key_validity(statement: Statement, keys: tuple[IssuerKey, ...]) -> str:
         if reason := key.why_not_valid_at(issued_at):
             raise _FailedError(f"the {key.role} key {_short(key.keyid)} {reason}")
     later = [f"the {key.role} key was revoked later, at {key.revoked_at}" for key in keys if key.revoked_at]
-    return "; ".join([f"both keys were valid at the time claimed, {statement.facts.issued_at}", *later])
+    return "; ".join([f"the keys were valid at the time claimed, {statement.facts.issued_at}", *later])
 
 
 # --- statement ----------------------------------------------------------------------------------------------------
@@ -256,21 +278,32 @@ def _check_statement(
     ledger: _Ledger, statement: Statement, issuer: IssuerDocument, *, accept_test_policy: bool
 ) -> None:
     ledger.make("title", lambda: _title(statement))
+    ledger.make("claim", lambda: _claim(statement))
     ledger.make("limitations", lambda: _limitations(statement))
     ledger.make("consistency", lambda: _consistency(statement))
     ledger.make("policy", lambda: _policy(statement, issuer, accept_test_policy=accept_test_policy))
 
 
+def _expected_words(statement: Statement) -> Words:
+    return words_of(statement.facts, version=statement.words.wording_version)
+
+
 def _title(statement: Statement) -> str:
-    if statement.words.title != title_of(statement.facts.verdict):
+    if statement.words.title != _expected_words(statement).title:
         raise _FailedError(f"the title does not agree with the verdict {statement.facts.verdict}")
     return f"{statement.words.title} agrees with the verdict {statement.facts.verdict}"
 
 
+def _claim(statement: Statement) -> str:
+    if statement.words.claim != _expected_words(statement).claim:
+        raise _FailedError("the claim is not the sentence that the facts carry")
+    return f"the claim is the one that the facts carry, in wording {statement.words.wording_version}"
+
+
 def _limitations(statement: Statement) -> str:
-    if not statement.words.limitations:
-        raise _FailedError("the statement names no limitation; there is always at least one")
-    return f"{len(statement.words.limitations)} limitations are stated"
+    if statement.words.limitations != _expected_words(statement).limitations:
+        raise _FailedError("the limitations are not those that the facts carry")
+    return f"{len(statement.words.limitations)} limitations are stated, those that the facts carry"
 
 
 def _consistency(statement: Statement) -> str:
@@ -282,9 +315,10 @@ def _consistency(statement: Statement) -> str:
 def _policy(statement: Statement, issuer: IssuerDocument, *, accept_test_policy: bool) -> str:
     stated = statement.facts.evaluation.policy
     known = issuer.policy(stated.digest.sha256)
-    if known is None or (known.name, known.version) != (stated.name, stated.version):
+    named = (stated.name, stated.version, stated.purpose)
+    if known is None or (known.name, known.version, known.purpose) != named:
         raise _FailedError("the verdict policy is not one that the issuer document lists")
-    if stated.purpose == "test" and not accept_test_policy:
+    if known.purpose == "test" and not accept_test_policy:
         raise _FailedError("the verdict policy was made for tests; the verdict has no evidential value")
     return f"judged by policy {known.name}, version {known.version}, which the issuer document lists"
 
@@ -294,7 +328,7 @@ def _policy(statement: Statement, issuer: IssuerDocument, *, accept_test_policy:
 
 def _check_log(ledger: _Ledger, certificate: bytes, log_proof: bytes | None, issuer: IssuerDocument) -> None:
     if log_proof is None:
-        ledger.skip(("log_checkpoint", "log_inclusion"), "no log proof was given")
+        ledger.lack(("log_checkpoint", "log_inclusion"), "no log proof was given")
         return
     try:
         proof, checkpoint = ledger.need(
@@ -326,7 +360,7 @@ def _checkpoint_of(log_proof: bytes, issuer: IssuerDocument) -> tuple[LogProof, 
 def _check_evidence(ledger: _Ledger, statement: Statement, evidence: bytes | None) -> None:
     names = ("evidence_digest", "evidence_verdict", "evidence_numbers", "evidence_origin")
     if evidence is None:
-        ledger.skip(names, "no evidence was given")
+        ledger.lack(names, "no evidence was given")
         return
     try:
         document = ledger.need(
@@ -353,9 +387,12 @@ def _judged_again(statement: Statement, evidence: EvidenceDocument) -> str:
     if not named == evidence.policy_sha256 == evidence.policy.sha256 == evidence.report.policy_sha256:
         raise _FailedError("statement, evidence and report do not name the same verdict policy")
     verdict = evidence.judged_again()
-    if verdict.result.value != statement.facts.verdict or verdict.to_document() != evidence.stated_verdict:
+    declined = is_declined(statement.facts.evaluation)
+    carries = "PASS" if declined else statement.facts.verdict
+    if verdict.result.value != carries or verdict.to_document() != evidence.stated_verdict:
         raise _FailedError(f"judged again, the evidence carries {verdict.result.value}, not what is stated")
-    return f"judged again by the policy, the evidence carries {verdict.result.value}"
+    more = ", and its release was declined" if declined else ""
+    return f"judged again by the policy, the evidence carries {verdict.result.value}{more}"
 
 
 def _numbers(statement: Statement, evidence: EvidenceDocument) -> str:
@@ -367,6 +404,7 @@ def _numbers(statement: Statement, evidence: EvidenceDocument) -> str:
         candidate_manifest_sha256=statement.manifest.manifest_sha256,
         evidence_sha256=stated.evidence_digest.sha256,
         policy_uri=stated.policy.uri,
+        declined=is_declined(stated),
     )
     differing = [f.name for f in fields(Evaluation) if getattr(stated, f.name) != getattr(derived, f.name)]
     if differing:
@@ -379,7 +417,9 @@ def _commitment_of(report: VerificationReport) -> str:
     seed = report.seeds.get("verification")
     if seed is None:
         return f"sha256:{report.seeds.get('commitment_sha256')}"
-    return f"sha256:{seed_commitment(report.run_id, int(seed))}" if seed.isdecimal() else "malformed"
+    if not (seed.isascii() and seed.isdecimal() and len(seed) <= _LONGEST_SEED):
+        return "malformed"
+    return f"sha256:{seed_commitment(report.run_id, int(seed))}"
 
 
 def _origin(statement: Statement, evidence: EvidenceDocument) -> str:
@@ -393,8 +433,15 @@ def _origin(statement: Statement, evidence: EvidenceDocument) -> str:
         ("seed commitment", facts.verification_seed_commitment, f"sha256:{seeds.get('commitment_sha256')}"),
         ("verification seed", facts.verification_seed_commitment, _commitment_of(evidence.report)),
     ]
-    if run is not None:
-        method = facts.method
+    method = facts.method
+    if run is None:
+        if facts.verdict == "PASS":
+            raise _FailedError("the evidence names no unlearning run, without which nothing can PASS")
+        pairs += [
+            ("guarantee", method.guarantee, "unchanged"),
+            ("code and configuration", (method.code_digest, method.config_digest), (None, None)),
+        ]
+    else:
         pairs += [
             ("method", (method.name, method.version), (run.method, run.method_version)),
             ("guarantee", method.guarantee, run.guarantee),
@@ -415,7 +462,7 @@ def _origin(statement: Statement, evidence: EvidenceDocument) -> str:
 
 def _check_model(ledger: _Ledger, statement: Statement, model_dir: Path | None) -> None:
     if model_dir is None:
-        ledger.skip(("model_files",), "no model directory was given")
+        ledger.lack(("model_files",), "no model directory was given")
         return
     ledger.make("model_files", lambda: _model_files(statement.manifest, model_manifest(model_dir)))
 
@@ -441,7 +488,7 @@ def first_difference(stated: ModelManifest, found: ModelManifest) -> str | None:
 
 def _check_revocation(ledger: _Ledger, statement: Statement, revocations: bytes | None, issuer: IssuerDocument) -> None:
     if revocations is None:
-        ledger.skip(("revocation",), "no revocation list was given")
+        ledger.lack(("revocation",), "no revocation list was given")
         return
 
     def not_revoked() -> str:
@@ -455,7 +502,7 @@ def _check_revocation(ledger: _Ledger, statement: Statement, revocations: bytes 
 
 def _check_expectation(ledger: _Ledger, statement: Statement, expect: VerdictText | None) -> None:
     if expect is None:
-        ledger.skip(("expected_verdict",), "no verdict was asked for")
+        ledger.lack(("expected_verdict",), "no verdict was asked for")
         return
 
     def as_expected() -> str:
@@ -475,7 +522,7 @@ _SHOWN_ONLY_BY: Final = {
 
 
 def _not_shown(ledger: _Ledger) -> tuple[str, ...]:
-    return (*_NEVER_SHOWN, *(text for name, text in _SHOWN_ONLY_BY.items() if ledger.skipped(name)))
+    return (*_NEVER_SHOWN, *(text for name, text in _SHOWN_ONLY_BY.items() if ledger.lacks(name)))
 
 
 def _short(keyid: str) -> str:

@@ -6,14 +6,20 @@ erasure was not shown. No sentence says "deleted" of a model's knowledge.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import Final
 
-from deletion_service.certificates.evaluation import Evaluation, GateRow, Unmet
+from deletion_service.certificates.evaluation import DECLINED, Evaluation, GateRow, Unmet
 from deletion_service.certificates.facts import ErasureFacts, Retirement, SourceResult, VerdictText
+from deletion_service.certificates.forms import Sentence, WholeNumber
+from deletion_service.errors import DomainError
 from ml.reports import Guarantee
 
+# The wording that new statements use. A changed sentence needs a new version; statements in older ones must still
+# verify, so the functions of a version that was released stay as they are.
+WORDING_VERSION: Final = "1"
 CERTIFICATE_TITLE: Final = "Erasure certificate"
 ATTEMPT_TITLE: Final = "Erasure attempt report"
 _MOST_REASONS: Final = 12
@@ -47,6 +53,10 @@ _CUSTODY: Final[Mapping[str, str]] = {
     "separate_hosts": "The two signing keys are kept on separate hosts of one operator, who controls both.",
     "separate_hardware": "The two signing keys are kept in separate hardware of one operator, who controls both.",
 }
+_DECLINED_CLAIM: Final = (
+    "No erasure is claimed: every gate passed, but the release was declined, so the model that was evaluated was not "
+    "put into use; nothing is claimed about the one that is."
+)
 _FIXED_SEED: Final = (
     "The operator set the seed of the verification before the run instead of drawing it, so the questions and the "
     "control people could be foreseen while the model was changed."
@@ -63,6 +73,33 @@ _ALWAYS: Final = (
 )
 
 
+class UnknownWordingError(DomainError):
+    """A statement uses a wording that this program does not know; check it with a newer version."""
+
+    code = "wording_unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """The members of a predicate that put its facts into words, by a version of the wording."""
+
+    title: Sentence
+    claim: Sentence
+    limitations: tuple[Sentence, ...]
+    wording_version: WholeNumber
+
+
+def words_of(facts: ErasureFacts, *, version: str = WORDING_VERSION) -> Words:
+    """Return the only words that a statement of these facts may carry.
+
+    Raises:
+        UnknownWordingError: the version is none that this program knows.
+    """
+    if version not in _WORDINGS:
+        raise UnknownWordingError(f"wording version {version} is unknown here; check with a newer version of lethe")
+    return _WORDINGS[version](facts)
+
+
 def title_of(verdict: VerdictText) -> str:
     """Only a PASS is called a certificate."""
     return CERTIFICATE_TITLE if verdict == "PASS" else ATTEMPT_TITLE
@@ -72,6 +109,8 @@ def claim_of(facts: ErasureFacts) -> str:
     """Return the one sentence that states the bound shown, or what was not shown."""
     if facts.verdict == "PASS":
         return _bound_shown(facts.evaluation)
+    if is_declined(facts.evaluation):
+        return _DECLINED_CLAIM
     established = (
         "at least one test established a leak, over-forgetting or a loss of utility"
         if facts.verdict == "FAIL"
@@ -93,6 +132,16 @@ def limitations_of(facts: ErasureFacts) -> tuple[str, ...]:
         *(_of_source(row) for row in facts.sources if row.probe != "gone"),
         *_of_missing_results(facts),
     )
+
+
+_WORDINGS: Final[Mapping[str, Callable[[ErasureFacts], Words]]] = {
+    "1": lambda facts: Words(title_of(facts.verdict), claim_of(facts), limitations_of(facts), "1"),
+}
+
+
+def is_declined(evaluation: Evaluation) -> bool:
+    """Whether the findings say that a PASS was not released."""
+    return any(row.code == DECLINED for row in evaluation.unmet)
 
 
 # --- claim --------------------------------------------------------------------------------------------------------
@@ -174,5 +223,7 @@ def _of_missing_results(facts: ErasureFacts) -> Iterator[str]:
         yield "No older model was retired; the person's data can still be read from each of them."
     if not facts.sources:
         yield "No training source was cleaned; a model trained from them may learn the person's records again."
+    if facts.recipients is None:
+        yield "Recipients of the model or its outputs were not recorded, so none were told."
     if facts.disposal is None:
         yield "The request's own data were not yet destroyed when this was signed."

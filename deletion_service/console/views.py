@@ -20,15 +20,13 @@ from deletion_service.access.permissions import Action, staff_principal
 from deletion_service.audit.models import AuditEvent
 from deletion_service.audit.trail import event_document
 from deletion_service.certificates.canonical import read_canonical
-from deletion_service.certificates.custody import issuer_document
 from deletion_service.certificates.envelope import LARGEST_ENVELOPE, read_envelope
 from deletion_service.certificates.evaluation import gate_rows
 from deletion_service.certificates.evidence import open_evidence
-from deletion_service.certificates.issuing import check_issuer, issue_certificate
+from deletion_service.certificates.issuing import check_draft, check_issuer, examine, issue_certificate
 from deletion_service.certificates.models import Certificate, Evidence, EvidenceDecision
 from deletion_service.certificates.promotion import check_choice, decide_evidence
 from deletion_service.certificates.statement import Statement, read_statement
-from deletion_service.certificates.verify import verify_certificate
 from deletion_service.console import charts
 from deletion_service.console.access import staff_page
 from deletion_service.console.actions import Offer, actor_of, closed_because, find_action, offers
@@ -299,17 +297,11 @@ def _objection(row: ErasureRequest, choice: str, reason: str) -> str:
 def certificate(request: HttpRequest, member: StaffMember, certificate_id: str) -> HttpResponse:
     """The statement, the checks that anybody can make, and who may issue it."""
     row = _certificate(certificate_id)
-    result = verify_certificate(
-        bytes(row.envelope),
-        issuer=issuer_document(),
-        log_proof=None if row.log_proof is None else canonical_json(row.log_proof),
-        evidence=bytes(row.evidence.document),
-    )
     context = {
         "certificate": row,
         "case": row.target.request,
         "statement": _statement(row),
-        "result": result,
+        "result": examine(row),
         "events": row.events.all(),
         "closed_because": _issue_closed_because(request, member, row),
         "here": "queue",
@@ -353,6 +345,7 @@ def _issue_closed_because(request: HttpRequest, member: StaffMember, row: Certif
         return "your role does not allow this"
     try:
         check_issuer(row, member)
+        check_draft(row)
     except DomainError as exc:
         return exc.message
     lacking = second_factor_missing(request, member.user, Action.ISSUE)

@@ -30,6 +30,7 @@ from deletion_service.requests.identity import identity_token, status_token
 from deletion_service.requests.models import ErasureRequest, IdentityCheck, RequestEvent
 from deletion_service.requests.payload import open_sealed
 from deletion_service.requests.statuses import RequestStatus
+from deletion_service.targets.statuses import TargetStatus, Verdict
 from ml.digests import sha256_hex
 
 S = RequestStatus
@@ -176,6 +177,7 @@ def _letter_context(request: ErasureRequest) -> dict[str, Any]:
         "authority": settings.SUPERVISORY_AUTHORITY,
         "outcome": request.get_outcome_display(),
         "released": request.outcome in (Outcome.ERASED, Outcome.PARTIALLY_ERASED),
+        "declined": request.targets.filter(status=TargetStatus.NOT_RELEASED, verdict=Verdict.PASS).exists(),
         "planned_on": request.planned_on.isoformat() if request.planned_on else "",
         "refusal": request.get_refusal_display(),
         "refusal_note": request.refusal_note,

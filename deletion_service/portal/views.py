@@ -15,7 +15,8 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_http_methods, require_safe
 
 from deletion_service.certificates.custody import issuer_document
-from deletion_service.certificates.models import Certificate
+from deletion_service.certificates.models import ISSUED_STATUSES, Certificate
+from deletion_service.certificates.revoking import latest_revocations
 from deletion_service.certificates.verify import verify_certificate
 from deletion_service.errors import AlreadyReceivedError, DomainError, LinkError
 from deletion_service.portal.forms import AskForm, CheckForm, new_form_token
@@ -36,7 +37,6 @@ from deletion_service.requests.statuses import WITHDRAWABLE
 from ml.digests import canonical_json
 
 _ASKED: Final = Signer(salt="lethe.asked")
-_OUT: Final = (Certificate.Status.ISSUED, Certificate.Status.PUBLISHED)
 
 
 def _neutral(page: Page) -> Page:
@@ -194,7 +194,7 @@ def document(request: HttpRequest, receipt: str, token: str, name: str) -> HttpR
     """Download a signed document, its log proof, or its evidence."""
     row = find_by_status_link(receipt, token)
     identifier, _, kind = name.partition(".")
-    certificate = Certificate.objects.filter(pk=identifier, target__request=row, status__in=_OUT).first()
+    certificate = Certificate.objects.filter(pk=identifier, target__request=row, status__in=ISSUED_STATUSES).first()
     if certificate is None or kind not in _CONTENT:
         raise Http404
     content = _CONTENT[kind](certificate)
@@ -213,7 +213,7 @@ _CONTENT: Final[dict[str, Callable[[Certificate], bytes | None]]] = {
 
 
 def _documents(row: ErasureRequest) -> list[dict[str, Any]]:
-    found = Certificate.objects.filter(target__request=row, status__in=_OUT).select_related("target__model")
+    found = Certificate.objects.filter(target__request=row, status__in=ISSUED_STATUSES).select_related("target__model")
     return [
         {
             "id": certificate.pk,
@@ -221,6 +221,7 @@ def _documents(row: ErasureRequest) -> list[dict[str, Any]]:
             "verdict": certificate.verdict,
             "model": certificate.target.model.name,
             "published": certificate.log_proof is not None,
+            "revoked": certificate.status == Certificate.Status.REVOKED,
         }
         for certificate in found
     ]
@@ -249,5 +250,6 @@ def check(request: HttpRequest) -> HttpResponse:
         issuer=issuer_document(),
         log_proof=form.content("log_proof"),
         evidence=form.content("evidence"),
+        revocations=latest_revocations(),
     )
     return render(request, "portal/checked.html", {"result": result, "here": "check"})

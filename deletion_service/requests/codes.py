@@ -115,7 +115,7 @@ class ReasonCode(models.TextChoices):
     SOURCE_STILL_PRESENT = "source_still_present", "source rows are still present"
     CERTIFICATE_ISSUED = "certificate_issued", "certificate issued"
     REPORT_ISSUED = "report_issued", "attempt report issued"
-    RECIPIENTS_SETTLED = "recipients_settled", "recipients notified or waived"
+    NO_RECIPIENTS_RECORDED = "no_recipients_recorded", "no recipients were recorded, so none were told"
     REFUSED = "refused", "refused"
     WITHDRAWN_BY_SUBJECT = "withdrawn_by_subject", "withdrawn by the data subject"
     WITHDRAWN_BY_SENDER = "withdrawn_by_sender", "withdrawn by the sender"

@@ -19,6 +19,7 @@ from deletion_service.certificates.models import (
     EvidenceDecision,
     LogCheckpoint,
     LogEntry,
+    SignedRevocations,
     VerdictPolicy,
 )
 from deletion_service.requests.models import DisposalEvent, ErasureRequest, RequestEvent
@@ -42,6 +43,7 @@ APPEND_ONLY: tuple[type[models.Model], ...] = (
     CertificateEvent,
     LogEntry,
     LogCheckpoint,
+    SignedRevocations,
 )
 FROZEN: dict[type[models.Model], tuple[str, ...]] = {
     Certificate: (

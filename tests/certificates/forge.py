@@ -16,7 +16,7 @@ from typing import Any, Literal
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from deletion_service.certificates.envelope import IN_TOTO_PAYLOAD_TYPE, sign_envelope
-from deletion_service.certificates.evaluation import DigestSet, evaluation_of
+from deletion_service.certificates.evaluation import DECLINED, DigestSet, Unmet, evaluation_of
 from deletion_service.certificates.evidence_document import evidence_bytes
 from deletion_service.certificates.facts import (
     Approval,
@@ -26,7 +26,6 @@ from deletion_service.certificates.facts import (
     ModelBefore,
     NamedDigest,
     Pending,
-    Recipients,
     RequestFacts,
     Retirement,
     Scope,
@@ -147,7 +146,7 @@ def issuer_document(*policies: VerdictPolicy) -> IssuerDocument:
         issuer="Lethe test issuer",
         keys=tuple(issuer_key(key, role=role, not_before=begin, not_after=end) for role, key in roles),  # type: ignore[arg-type]
         log=LogDescription(ORIGIN),
-        policies=tuple(KnownPolicy(p.name, str(p.version), p.sha256) for p in policies),
+        policies=tuple(KnownPolicy(p.name, str(p.version), p.purpose, p.sha256) for p in policies),
     )
 
 
@@ -202,7 +201,7 @@ def facts(
             Retirement(DigestSet(sha256_hex(b"root before")), "deleted", None, "gone", "2027-03-05T11:30:00Z"),
         ),
         sources=(SourceResult("letters", "deleted", "gone", "2027-03-05T11:31:00Z"),),
-        recipients=Recipients("0", "0", "0"),
+        recipients=None,
         disposal=Disposal("dek_destroyed", ("A", "B", "F"), "2027-03-05T11:40:00Z", "none"),
         approvals=(Approval("privacy", "2027-03-05T11:00:00Z"), Approval("ml", "2027-03-05T11:05:00Z")),
         pending=(Pending("dispose_contact_data", "2027-04-04"),),
@@ -273,6 +272,7 @@ def certificate_set(
     judged_by: VerdictPolicy | None = None,
     files: dict[str, bytes] | None = None,
     run: bool = True,
+    declined: bool = False,
     **changes: Any,
 ) -> CertificateSet:
     """Build a valid set below `directory`.
@@ -281,6 +281,7 @@ def certificate_set(
         leaking: make an attempt report with verdict FAIL instead of a certificate.
         files: the model's files.
         run: put the unlearning report into the evidence.
+        declined: make the attempt report of a PASS that nobody released.
         changes: fields of `ErasureFacts`.
     """
     judged_by = judged_by or policy()
@@ -294,6 +295,10 @@ def certificate_set(
         unlearning=unlearning_report(manifest) if run else None,
     )
     collected = facts(manifest, evidence=evidence, shown=shown, judged_by=judged_by, **changes)
+    if declined:
+        finding = Unmet(DECLINED, "release", None, None, "INCONCLUSIVE")
+        evaluation = replace(collected.evaluation, unmet=(finding,))
+        collected = replace(collected, verdict="INCONCLUSIVE", evaluation=evaluation, retirement=())
     statement = build_statement(collected)
     certificate = signed(statement)
     others = [hashlib.sha256(b"certificate %d" % number).digest() for number in range(6)]

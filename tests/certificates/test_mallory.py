@@ -17,8 +17,11 @@ from deletion_service.certificates.canonical import base64_bytes, base64_text
 from deletion_service.certificates.envelope import Envelope, Signature, read_envelope
 from deletion_service.certificates.evidence_document import evidence_bytes
 from deletion_service.certificates.signing import Ed25519Signer, IssuerDocument, IssuerDocumentError
+from deletion_service.certificates.statement import read_statement
 from deletion_service.certificates.verify import CHECKS, VerificationResult, verify_certificate
+from deletion_service.certificates.wording import words_of
 from ml.digests import canonical_json, sha256_hex
+from ml.reports import UnlearningReport
 from tests.certificates import forge
 
 
@@ -46,9 +49,7 @@ def attempt(tmp_path_factory: pytest.TempPathFactory) -> forge.CertificateSet:
 def short(tmp_path_factory: pytest.TempPathFactory) -> forge.CertificateSet:
     """The shortest certificate, for altering it at every byte."""
     files = {"model.safetensors": b"\x08\x00\x00\x00\x00\x00\x00\x00{}      "}
-    return forge.certificate_set(
-        tmp_path_factory.mktemp("short"), judged_by=forge.small_policy(), files=files, run=False
-    )
+    return forge.certificate_set(tmp_path_factory.mktemp("short"), judged_by=forge.small_policy(), files=files)
 
 
 def failed_checks(result: VerificationResult) -> list[str]:
@@ -244,6 +245,13 @@ def without_log(made: forge.CertificateSet, **changes: Any) -> dict[str, Any]:
         (lambda d: d["predicate"].update(verdict="pass"), "statement"),
         (lambda d: d["predicate"].update(verdict="PASS "), "statement"),
         (lambda d: d["predicate"].update(limitations=[]), "limitations"),
+        (lambda d: d["predicate"].update(limitations=["None."]), "limitations"),
+        (lambda d: d["predicate"]["limitations"].pop(0), "limitations"),
+        (lambda d: d["predicate"]["limitations"].append("It is all gone."), "limitations"),
+        (lambda d: d["predicate"].update(claim="All data of the person were fully deleted."), "claim"),
+        (lambda d: d["predicate"].update(wordingVersion="2"), "claim"),
+        (lambda d: d["predicate"].update(wordingVersion="one"), "statement"),
+        (lambda d: d["predicate"]["approvals"].pop(), "consistency"),
         (lambda d: d["predicate"].update(limitations=[""]), "statement"),
         (lambda d: d["predicate"].update(limitations=["\u202eneht llew"]), "statement"),
         (lambda d: d["predicate"].pop("limitations"), "statement"),
@@ -305,6 +313,8 @@ def test_a_failed_attempt_dressed_as_a_certificate_is_judged_again(attempt: forg
         said["evaluation"].update(unmet=[], flags=[])
         for row in said["evaluation"]["gates"]:
             row["result"] = "PASS"
+        words = words_of(read_statement(document).facts)
+        said.update(claim=words.claim, limitations=list(words.limitations))
 
     certificate = resigned(attempt, dress)
 
@@ -313,6 +323,25 @@ def test_a_failed_attempt_dressed_as_a_certificate_is_judged_again(attempt: forg
         "evidence_numbers",
     ]
     assert "no evidence was given" in " ".join(verify_certificate(certificate, issuer=attempt.issuer).not_shown)
+
+
+def test_a_failed_attempt_dressed_as_a_declined_pass_is_judged_again(attempt: forge.CertificateSet) -> None:
+    def dress(document: dict[str, Any]) -> None:
+        said = document["predicate"]
+        said.update(verdict="INCONCLUSIVE")
+        finding = {"code": "declined", "gate": "release", "attack": None, "artefact": None, "result": "INCONCLUSIVE"}
+        said["evaluation"].update(unmet=[finding], flags=[])
+        for row in said["evaluation"]["gates"]:
+            row["result"] = "PASS"
+        words = words_of(read_statement(document).facts)
+        said.update(claim=words.claim, limitations=list(words.limitations))
+
+    certificate = resigned(attempt, dress)
+
+    assert failed_checks(verify_certificate(certificate, **without_log(attempt))) == [
+        "evidence_verdict",
+        "evidence_numbers",
+    ]
 
 
 def test_evidence_with_a_verdict_of_its_own_is_judged_again(attempt: forge.CertificateSet) -> None:
@@ -330,11 +359,50 @@ def pointing_to(evidence: bytes, made: forge.CertificateSet) -> VerificationResu
     return verify_certificate(certificate, **without_log(made, evidence=evidence))
 
 
+def made_by(made: forge.CertificateSet) -> UnlearningReport:
+    return forge.unlearning_report(made.manifest)
+
+
+def test_a_pass_whose_evidence_names_no_unlearning_run_is_refused(alice: forge.CertificateSet) -> None:
+    shown = forge.report(alice.policy, candidate=alice.manifest.manifest_sha256)
+
+    result = pointing_to(
+        evidence_bytes(target="tgt_01jalice", policy=alice.policy, report=shown, unlearning=None), alice
+    )
+
+    assert failed_checks(result) == ["evidence_origin"]
+    assert "no unlearning run" in result.failed[0].sentence
+
+
+def test_a_seed_of_thousands_of_digits_is_another_seed_and_no_crash(alice: forge.CertificateSet) -> None:
+    shown = forge.report(alice.policy, candidate=alice.manifest.manifest_sha256)
+    shown = replace(shown, seeds={**shown.seeds, "verification": "7" * 5000})
+
+    result = pointing_to(
+        evidence_bytes(target="tgt_01jalice", policy=alice.policy, report=shown, unlearning=made_by(alice)), alice
+    )
+
+    assert failed_checks(result) == ["evidence_origin"]
+    assert result.failed[0].sentence == "the evidence is about another verification seed"
+
+
+def test_a_test_policy_that_calls_itself_one_for_release_is_noticed_without_evidence(tmp_path: Path) -> None:
+    made = forge.certificate_set(tmp_path, judged_by=forge.policy(purpose="test"))
+
+    def dress(document: dict[str, Any]) -> None:
+        document["predicate"]["evaluation"]["policy"].update(purpose="release")
+        document["predicate"].update(limitations=list(words_of(read_statement(document).facts).limitations))
+
+    assert failed_checks(verify_certificate(resigned(made, dress), issuer=made.issuer)) == ["policy"]
+
+
 def test_evidence_judged_by_a_laxer_policy_than_the_one_named_is_noticed(alice: forge.CertificateSet) -> None:
     lax = replace(alice.policy, families=tuple(replace(rule, rho=0.9) for rule in alice.policy.families))
     shown = forge.report(lax, candidate=alice.manifest.manifest_sha256)
 
-    result = pointing_to(evidence_bytes(target="tgt_01jalice", policy=lax, report=shown, unlearning=None), alice)
+    result = pointing_to(
+        evidence_bytes(target="tgt_01jalice", policy=lax, report=shown, unlearning=made_by(alice)), alice
+    )
 
     assert failed_checks(result) == ["evidence_verdict", "evidence_numbers"]
 
@@ -343,7 +411,7 @@ def test_evidence_about_another_model_is_noticed(alice: forge.CertificateSet, bo
     shown = forge.report(alice.policy, candidate=bob.manifest.manifest_sha256)
 
     result = pointing_to(
-        evidence_bytes(target="tgt_01jalice", policy=alice.policy, report=shown, unlearning=None), alice
+        evidence_bytes(target="tgt_01jalice", policy=alice.policy, report=shown, unlearning=made_by(alice)), alice
     )
 
     assert failed_checks(result) == ["evidence_numbers", "evidence_origin"]

@@ -196,5 +196,5 @@ def test_a_key_counts_from_its_first_to_its_last_second_and_not_from_its_revocat
 def test_a_policy_is_found_by_its_digest() -> None:
     policy = forge.policy()
 
-    assert forge.issuer_document(policy).policy(policy.sha256) == KnownPolicy("forged", "1", policy.sha256)
+    assert forge.issuer_document(policy).policy(policy.sha256) == KnownPolicy("forged", "1", "release", policy.sha256)
     assert forge.issuer_document(policy).policy("0" * 64) is None

@@ -11,7 +11,7 @@ import pytest
 
 import deletion_service.certificates.verify as module
 from deletion_service.certificates.envelope import sign_envelope
-from deletion_service.certificates.facts import Pending, Retirement
+from deletion_service.certificates.facts import MethodFacts, Pending, Retirement
 from deletion_service.certificates.revocation import RevocationList, RevokedCertificate, sign_revocations
 from deletion_service.certificates.signing import NullSigner
 from deletion_service.certificates.statement import statement_bytes
@@ -149,9 +149,34 @@ def test_old_weights_under_dated_retention_are_accepted_and_named(tmp_path: Path
 
 
 def test_evidence_without_an_unlearning_run_is_checked_as_far_as_it_goes(tmp_path: Path) -> None:
-    made = forge.certificate_set(tmp_path, run=False)
+    unfinished = MethodFacts("energy_boundary", "not-run", "unchanged", None, None, None, ("7",))
+    made = forge.certificate_set(tmp_path, leaking=True, run=False, method=unfinished)
+    retrained = replace(unfinished, guarantee="exact_retrain")
+    boasting = forge.certificate_set(tmp_path / "boasting", leaking=True, run=False, method=retrained)
 
-    assert outcomes(verify_certificate(made.certificate, **made.inputs()))["evidence_origin"] == "ok"
+    assert verify_certificate(made.certificate, **made.inputs()).ok
+    result = verify_certificate(boasting.certificate, **boasting.inputs())
+    assert [check.name for check in result.failed] == ["evidence_origin"]
+
+
+def test_whoever_asks_for_a_complete_check_is_refused_one_that_was_not_made(passed: forge.CertificateSet) -> None:
+    given = passed.inputs(revocations=revocations(), expect="PASS", complete=True)
+
+    assert verify_certificate(passed.certificate, **given).ok
+    result = verify_certificate(passed.certificate, **{**given, "model_dir": None, "revocations": None})
+    assert [check.name for check in result.failed] == ["model_files", "revocation"]
+    assert "no model directory was given" in " ".join(result.not_shown)
+
+
+def test_a_declined_pass_verifies_as_the_attempt_report_that_it_is(tmp_path: Path) -> None:
+    made = forge.certificate_set(tmp_path, declined=True)
+
+    result = verify_certificate(made.certificate, **made.inputs(expect="INCONCLUSIVE"))
+
+    assert result.ok
+    document = result.to_document()
+    assert document["title"] == "Erasure attempt report"
+    assert document["claim"].startswith("No erasure is claimed")
 
 
 # --- keys and times -----------------------------------------------------------------------------------------------

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from deletion_service.certificates.custody import issuer_signer
 from deletion_service.certificates.drafting import draft_certificate
-from deletion_service.certificates.models import EvidenceDecision
-from deletion_service.certificates.promotion import latest_evidence
+from deletion_service.certificates.promotion import latest_decision, latest_evidence
 from workers.jobs import Lease
 
 
 def run(lease: Lease) -> None:
-    """1. Take the newest decision and evidence.  2. Draft, validate and sign under the fence."""
+    """1. Take the decision that stands for the target, and its evidence.  2. Draft and sign under the fence."""
     job = lease.job()
     if job.target is None:
         raise ValueError("a certification job has a target")
-    decision = EvidenceDecision.objects.filter(request=job.request).latest("pk")
+    decision = latest_decision(job.target)
     evidence = latest_evidence(job.target)
     signer = issuer_signer()
     with lease.fenced():

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from deletion_service.certificates.custody import issuer_signer
 from deletion_service.certificates.issuing import outcome_of, publish_certificate
-from deletion_service.certificates.models import Certificate, LogEntry
+from deletion_service.certificates.models import ISSUED_STATUSES, Certificate, LogEntry
+from deletion_service.certificates.revoking import publish_revocations
 from deletion_service.requests.clocks import stop_clocks
 from deletion_service.requests.codes import ReasonCode
 from deletion_service.requests.lifecycle import move
@@ -15,14 +17,16 @@ from workers.jobs import Lease
 
 
 def run(lease: Lease) -> None:
-    """1. Sign the log's checkpoint and attach proofs.  2. Store certificate and evidence in the registry.
-    3. Stop the clocks and complete; the move itself owes the letter."""
+    """1. Sign the log's checkpoint, attach proofs, sign the list of revocations.  2. Store certificate and evidence in
+    the registry.  3. Stop the clocks and complete; the move itself owes the letter."""
     job = lease.job()
-    issued = Certificate.objects.filter(target__request=job.request).exclude(status=Certificate.Status.DRAFTED)
+    issued = Certificate.objects.filter(target__request=job.request, status__in=ISSUED_STATUSES)
+    signer = issuer_signer()
     certificates = list(issued.select_related("target__model", "evidence__run__candidate"))
     with lease.fenced():
         for certificate in certificates:
             publish_certificate(certificate)
+        publish_revocations(signer)
     for certificate in certificates:
         _store(certificate)
     with lease.fenced():
@@ -31,7 +35,7 @@ def run(lease: Lease) -> None:
             job.request,
             RequestStatus.COMPLETED,
             actor="worker",
-            reason=ReasonCode.RECIPIENTS_SETTLED,
+            reason=ReasonCode.NO_RECIPIENTS_RECORDED,
             outcome=outcome_of(job.request),
         )
         lease.finish()

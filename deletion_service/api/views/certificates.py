@@ -34,6 +34,7 @@ from deletion_service.api.visible import (
 )
 from deletion_service.certificates.custody import issuer_document
 from deletion_service.certificates.issuing import issue_certificate
+from deletion_service.certificates.revoking import latest_revocations
 from deletion_service.certificates.verify import verify_certificate
 from deletion_service.errors import InvalidInputError, NotFoundError
 from ml.digests import canonical_json
@@ -149,6 +150,7 @@ class CertificateVerification(View):
             issuer=issuer_document(),
             log_proof=_decoded(body, "log_proof"),
             evidence=_decoded(body, "evidence"),
+            revocations=latest_revocations(),
             expect=body["expect"],
         )
         return Response(VerificationOut(result.to_document()).data)
@@ -180,3 +182,26 @@ class IssuerDocumentView(View):
     def get(self, request: Request) -> HttpResponse:
         """Return the document that `lethe cert verify --keys` takes."""
         return file_answer(issuer_document().to_bytes(), media_type="application/json", name="issuer.json")
+
+
+class RevocationsView(View):
+    """Every certificate of this deployment that was revoked."""
+
+    actions = {"GET": PUBLIC}
+
+    @operation(
+        "get_revocations",
+        "Get the signed list of revoked certificates",
+        description="A DSSE envelope by the issuer's key. It says what was revoked when it was signed, not since.",
+        media_type=ENVELOPE_TYPE,
+        answer=OpenApiTypes.OBJECT,
+        example=examples.ENVELOPE,
+        problems=(404, 429),
+        public=True,
+    )
+    def get(self, request: Request) -> HttpResponse:
+        """Return the list that `lethe cert verify --revocations` takes."""
+        listed = latest_revocations()
+        if listed is None:
+            raise NotFoundError("no list has been signed yet; there is one as soon as a certificate is published")
+        return file_answer(listed, media_type=ENVELOPE_TYPE, name="revocations.dsse.json")
