@@ -153,6 +153,20 @@ class EvidenceMissingError(DomainError):
     kind: ClassVar[Kind] = "conflict"
 
 
+class ErasureIncompleteError(DomainError):
+    """Something that was erased can be read again; nothing is destroyed or stated until it is gone."""
+
+    code = "erasure_incomplete"
+    kind: ClassVar[Kind] = "conflict"
+
+
+class WorkspaceError(DomainError):
+    """What a run left in the work directory cannot be removed."""
+
+    code = "work_directory_not_wiped"
+    kind: ClassVar[Kind] = "unavailable"
+
+
 class SigningError(DomainError):
     """A signing key is missing, unsafe or of the wrong role."""
 

@@ -15,7 +15,7 @@ from deletion_service.errors import EvidenceMissingError, GuardError, RegistryEr
 from deletion_service.requests.codes import DataClass
 from deletion_service.requests.payload import open_file, seal_file
 from deletion_service.targets.batching import verification_seed
-from deletion_service.targets.locate import sealed_matches
+from deletion_service.targets.locate import counting_keys, sealed_matches
 from deletion_service.targets.models import ErasureTarget, ModelVersion, UnlearningRun
 from deletion_service.targets.registries import open_registry
 from deletion_service.targets.sources import TrainingSource, open_source
@@ -30,7 +30,7 @@ from ml.specs import (
     VerificationSpec,
     record_to_line,
 )
-from workers.workspace import run_directory
+from workers.workspace import make_run_directory, run_directory
 
 BANK: Final = "question_bank"
 SETS: Final = ("forget", "retain", "neighbours")
@@ -64,12 +64,16 @@ def take_snapshots(target: ErasureTarget, run: UnlearningRun) -> dict[str, dict[
 
 def seal_set(target: ErasureTarget, run: UnlearningRun, name: str, content: bytes) -> dict[str, str | int]:
     """Seal one input of a run under the request's payload key; return its digest and number of lines."""
-    seal_file(target.request, DataClass.PAYLOAD, run_directory(run) / f"{name}.sealed", content)
+    seal_file(target.request, DataClass.PAYLOAD, make_run_directory(run) / f"{name}.sealed", content)
     return {"sha256": sha256_hex(content), "count": content.count(b"\n")}
 
 
 def split_records(target: ErasureTarget, sources: Sequence[TrainingSource], *, shared: frozenset[str]) -> Split:
-    """Divide all live records. Persons become pseudonyms by order of appearance: no identifier enters `ml`."""
+    """Divide all live records. Persons become pseudonyms by order of appearance: no identifier enters `ml`.
+
+    A row that came after the search is the subject's by its identifiers: nothing of theirs is retained.
+    """
+    keys = counting_keys(target)
     wanted = {m.source: set(m.proven) for m in sealed_matches(target)}
     pseudonyms: dict[str, str] = {}
     forget: list[Record] = []
@@ -78,7 +82,8 @@ def split_records(target: ErasureTarget, sources: Sequence[TrainingSource], *, s
         for found in source.records():
             person = pseudonyms.setdefault(found.record.person, f"person-{len(pseudonyms):05d}")
             record = replace(found.record, person=person)
-            (forget if record.record_id in wanted.get(source.name, ()) else retain).append(record)
+            is_theirs = record.record_id in wanted.get(source.name, ()) or found.matches(keys)
+            (forget if is_theirs else retain).append(record)
     if not forget:
         raise EmptySetError("the data subject's records are no longer in the source; search again")
     if not retain:

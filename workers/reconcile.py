@@ -36,7 +36,7 @@ from deletion_service.targets.registries import open_registry
 from deletion_service.targets.statuses import JobKind, JobState, TargetStatus, VersionStatus
 from ml.errors import MlError
 from workers.abandoned import record_abandoned_attempt
-from workers.stages.retire import retire_unregistered
+from workers.clearing import retire_unregistered
 from workers.workspace import wipe_orphans, wipe_run
 
 _log = structlog.get_logger(__name__)

@@ -1,5 +1,10 @@
-"""Directories of runs and jobs. Clear text lives only in a job's scratch folder, which is wiped when the job ends,
-when its lease is found expired, and at disposal."""
+"""Directories of runs and jobs.
+
+The person's records lie in clear text only in a job's scratch folder, which is wiped when the job ends, when its lease
+is found expired, and at disposal. What was computed from them outlives the job in the run's directory, in the clear:
+checkpoints, the candidate, the measured parts of a verification with the model's answers. Only the worker's own user
+may enter either; a run's directory goes at retirement, and disposal looks that it is gone.
+"""
 
 from __future__ import annotations
 
@@ -7,21 +12,26 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
 
 from django.conf import settings
 
+from deletion_service.errors import WorkspaceError
+from deletion_service.requests.models import ErasureRequest
 from deletion_service.targets.models import ErasureBatch, Job, UnlearningRun
 from deletion_service.targets.statuses import JobState
 from workers.jobs import Lease
-
-# Says in the registry which run published a version.
-RUN_TAG: Final = "erasure.run"
 
 
 def run_directory(run: UnlearningRun) -> Path:
     """Return where a run keeps sealed snapshots, checkpoints and its candidate until retirement."""
     return Path(settings.WORK_DIR) / "runs" / run.pk
+
+
+def make_run_directory(run: UnlearningRun) -> Path:
+    """Return the directory of a run, made for the worker's own user alone."""
+    folder = run_directory(run)
+    folder.mkdir(parents=True, mode=0o700, exist_ok=True)
+    return folder
 
 
 @contextmanager
@@ -39,6 +49,21 @@ def scratch(lease: Lease) -> Iterator[Path]:
 def wipe_run(run: UnlearningRun) -> None:
     """Remove everything a run left in the work directory."""
     shutil.rmtree(run_directory(run), ignore_errors=True)
+
+
+def check_wiped(request: ErasureRequest) -> list[str]:
+    """Return the ids of a request's runs, of which nothing is left in the work directory.
+
+    Raises:
+        WorkspaceError: a directory of a run or job of this request is still there.
+    """
+    runs = list(UnlearningRun.objects.filter(batch__targets__request=request).distinct())
+    folders = [run_directory(run) for run in runs]
+    for job_id in request.jobs.values_list("pk", flat=True):
+        folders += _scratch_root().glob(f"{job_id}-*")
+    if left := [folder.name for folder in folders if folder.exists()]:
+        raise WorkspaceError(f"{', '.join(left)} cannot be removed from the work directory; check who owns it")
+    return [run.pk for run in runs]
 
 
 def wipe_orphans() -> int:

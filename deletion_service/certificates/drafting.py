@@ -4,7 +4,9 @@ listed as pending with its date."""
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import date, timedelta
+from typing import Final
 
 from django.conf import settings
 from django.db import transaction
@@ -18,6 +20,7 @@ from deletion_service.certificates.evidence import open_evidence
 from deletion_service.certificates.evidence_document import EvidenceDocument
 from deletion_service.certificates.facts import (
     Approval,
+    Descendant,
     Disposal,
     ErasureFacts,
     MethodFacts,
@@ -35,10 +38,11 @@ from deletion_service.certificates.forms import count_bucket
 from deletion_service.certificates.models import Certificate, CertificateEvent, Evidence, EvidenceDecision
 from deletion_service.certificates.signing import Signer
 from deletion_service.certificates.statement import build_statement, statement_bytes
+from deletion_service.errors import GuardError
 from deletion_service.ids import certificate_id
 from deletion_service.requests.codes import Capacity, DataClass, ReasonCode
 from deletion_service.requests.models import DisposalEvent, ErasureRequest
-from deletion_service.errors import GuardError
+from deletion_service.targets.contamination import candidate_of, descendants
 from deletion_service.targets.models import (
     ContaminatedVersion,
     ErasureTarget,
@@ -50,6 +54,8 @@ from deletion_service.targets.statuses import TargetStatus, Verdict
 from ml.digests import ModelManifest, sha256_hex
 from ml.reports import UnlearningReport
 
+# Classes of data that are destroyed before anything is stated (compliance section 3.1).
+_DISPOSED: Final = ("A", "B", "F")
 _INVALIDATED_IF = (
     "the weights change",
     "an adapter is added",
@@ -93,10 +99,18 @@ def draft_certificate(
     return certificate
 
 
+def check_statement(target: ErasureTarget, decision: EvidenceDecision, *, evidence: Evidence) -> None:
+    """Raise what drafting would raise, while the request's own data are still there to repair things with."""
+    facts = erasure_facts(target, decision, evidence=evidence, identifier=certificate_id())
+    expected = Disposal("dek_destroyed", _DISPOSED, facts.issued_at, "none")
+    statement_bytes(build_statement(replace(facts, disposal=expected)))
+
+
 def erasure_facts(
     target: ErasureTarget, decision: EvidenceDecision, *, evidence: Evidence, identifier: str
 ) -> ErasureFacts:
     """Return what is true of a target now, in the form a statement is built from."""
+    verdict = _verdict(target, evidence)
     request, run = target.request, evidence.run
     new_version = run.candidate or run.batch.before
     document = open_evidence(evidence)
@@ -110,7 +124,6 @@ def erasure_facts(
             regime=request.regime,
             received_on=timezone.localdate(request.received_at).isoformat(),
             subject_commitment=f"sha256:{request.subject.commitment_sha256}",
-    verdict = _verdict(target, evidence)
             upstream_id=request.upstream_id or None,
         ),
         target_id=target.pk,
@@ -153,6 +166,7 @@ def _evaluation(
         policy=document.policy,
         candidate_manifest_sha256=new_version.manifest_sha256,
         evidence_sha256=evidence.sha256,
+        declined=declined,
     )
 
 
@@ -166,7 +180,6 @@ def _method(run: UnlearningRun) -> MethodFacts:
     return MethodFacts(
         name=run.method,
         version=report.method_version if report else "not-run",
-        declined=declined,
         guarantee=report.guarantee if report else "unchanged",
         code_digest=f"sha256:{report.code_sha256}" if report else None,
         config_digest=f"sha256:{report.config_sha256}" if report else None,
@@ -183,8 +196,18 @@ def _scope(target: ErasureTarget) -> Scope:
         layers=("training", "finetuning", "weights", "outputs"),
         record_count=count_bucket(target.record_count),
         datasets=datasets,
-        descendants=(),
+        descendants=tuple(_descendants(target)),
     )
+
+
+def _descendants(target: ErasureTarget) -> Iterator[Descendant]:
+    """What was made from the model before and is gone; the release waits for every one that is not."""
+    if target.batch is None:
+        return
+    derived = descendants([target.batch.before], candidate=candidate_of(target))
+    gone = target.contaminated.filter(version__in=derived, probe=ContaminatedVersion.Probe.GONE)
+    for row in gone.select_related("version").order_by("version__number"):
+        yield Descendant(DigestSet(row.version.root_sha256), "retired", None)
 
 
 def _retirements(target: ErasureTarget, *, released: bool) -> Iterator[Retirement]:
@@ -215,8 +238,9 @@ def _disposal(request: ErasureRequest) -> Disposal | None:
     done = {e.data_class: e for e in DisposalEvent.objects.filter(request=request)}
     if not {DataClass.PAYLOAD, DataClass.IDENTITY} <= done.keys():
         return None
-    latest = max(event.at for event in done.values())
-    return Disposal("dek_destroyed", ("A", "B", "F"), time_text(latest), "none")
+    classes = tuple(data_class for data_class in _DISPOSED if data_class in done)
+    latest = max(done[data_class].at for data_class in classes)
+    return Disposal("dek_destroyed", classes, time_text(latest), "none")
 
 
 def _approvals(request: ErasureRequest, decision: EvidenceDecision) -> Iterator[Approval]:

@@ -20,6 +20,7 @@ from deletion_service.requests.lifecycle import move
 from deletion_service.requests.models import ErasureRequest
 from deletion_service.requests.statuses import RequestStatus
 from deletion_service.targets import lifecycle
+from deletion_service.targets.contamination import check_accounted_for, record_contaminated
 from deletion_service.targets.jobs import owe
 from deletion_service.targets.models import ErasureTarget, ModelVersion
 from deletion_service.targets.statuses import JobKind, TargetStatus, Verdict, VersionStatus
@@ -76,10 +77,21 @@ def report_conflict(promotion: Promotion) -> None:
 
 
 def send_back(target: ErasureTarget, *, reason: ReasonCode) -> None:
-    """Return a target that was being released, and its request, to evidence review."""
+    """Return a target that was being released to evidence review, and its request with it."""
     lifecycle.move(target, TargetStatus.JUDGED, actor="worker", reason=reason)
-    if target.request.status == RequestStatus.RELEASING:
-        move(target.request, RequestStatus.EVIDENCE_REVIEW, actor="worker", reason=reason)
+    return_to_review(target.request)
+
+
+def return_to_review(request: ErasureRequest) -> None:
+    """Open the review again for targets that were sent back, once no other is being released: until then nobody can
+    decide, and what was decided is carried out. The lock makes one of two targets that settle at once the last."""
+    row = ErasureRequest.objects.select_for_update().get(pk=request.pk)
+    sent_back = request.targets.filter(status=TargetStatus.JUDGED).first()
+    under_way = request.targets.filter(status=TargetStatus.RELEASING).exists()
+    if row.status != RequestStatus.RELEASING or sent_back is None or under_way:
+        return
+    reason = ReasonCode(sent_back.events.latest("id").reason)
+    move(request, RequestStatus.EVIDENCE_REVIEW, actor="worker", reason=reason)
 
 
 def latest_evidence(target: ErasureTarget) -> Evidence:
@@ -94,18 +106,6 @@ def latest_evidence(target: ErasureTarget) -> Evidence:
     return evidence
 
 
-def check_choice(request: ErasureRequest, choice: str, reason: str) -> tuple[list[ErasureTarget], list[ErasureTarget]]:
-    """Return the judged and the passing targets that a choice would be about; raise `GuardError` if it does not fit."""
-    if request.status != RequestStatus.EVIDENCE_REVIEW:
-        raise GuardError(f"{request.pk} is not in evidence review; nothing can be decided on its evidence")
-    judged = list(request.targets.filter(status=TargetStatus.JUDGED))
-    passed = [target for target in judged if target.verdict == Verdict.PASS]
-    if choice not in Choice.values or reason not in Reason.values:
-        raise GuardError("a decision needs a known choice and reason code", pointer="/reason")
-    if not judged:
-        raise GuardError(f"{request.pk} has no judged target; there is nothing to decide")
-    if choice == Choice.RELEASE and len(passed) != len(judged):
-        raise GuardError(f"not every target of {request.pk} passed; release those that did, or decline")
 def decisions_about(target: ErasureTarget) -> list[EvidenceDecision]:
     """Return the decisions that released or declined a target, oldest first; each owed it jobs of its own round."""
     rounds = set(target.jobs.filter(kind__in=[JobKind.PROMOTE, JobKind.RETIRE]).values_list("round", flat=True))
@@ -125,11 +125,30 @@ def latest_decision(target: ErasureTarget) -> EvidenceDecision:
     return decisions[-1]
 
 
+def check_choice(request: ErasureRequest, choice: str, reason: str) -> tuple[list[ErasureTarget], list[ErasureTarget]]:
+    """Return the judged and the passing targets that a choice would be about; raise `GuardError` if it does not fit."""
+    if request.status != RequestStatus.EVIDENCE_REVIEW:
+        raise GuardError(f"{request.pk} is not in evidence review; nothing can be decided on its evidence")
+    judged = list(request.targets.filter(status=TargetStatus.JUDGED))
+    passed = [target for target in judged if target.verdict == Verdict.PASS]
+    if choice not in Choice.values or reason not in Reason.values:
+        raise GuardError("a decision needs a known choice and reason code", pointer="/reason")
+    if not judged:
+        raise GuardError(f"{request.pk} has no judged target; there is nothing to decide")
+    if choice == Choice.RELEASE and len(passed) != len(judged):
+        raise GuardError(f"not every target of {request.pk} passed; release those that did, or decline")
     if choice == Choice.RELEASE_PARTIAL and not 0 < len(passed) < len(judged):
         raise GuardError(f"{request.pk} has nothing to release in part; release all or decline")
     if choice == Choice.DECLINE and passed and len(passed) == len(judged) and reason != Reason.RETRAIN_PLANNED:
         raise GuardError(f"every target of {request.pk} passed; declining needs the reason retrain_planned")
+    if choice == Choice.DECLINE and _serving_already(judged):
+        raise GuardError(f"a version released for {request.pk} already serves; remove what stopped it, release again")
     return judged, passed
+
+
+def _serving_already(targets: Sequence[ErasureTarget]) -> bool:
+    """Whether the registry follows a release of one of these targets: declining could no longer be true."""
+    return Promotion.objects.filter(target__in=targets, status=Promotion.Status.CONFIRMED).exists()
 
 
 def _release(
@@ -141,16 +160,9 @@ def _release(
     actor: str,
 ) -> None:
     for target in judged:
-    if choice == Choice.DECLINE and _serving_already(judged):
-        raise GuardError(f"a version released for {request.pk} already serves; remove what stopped it, release again")
         if target in passed:
             _release_target(target, decision, actor=actor)
         else:
-def _serving_already(targets: Sequence[ErasureTarget]) -> bool:
-    """Whether the registry follows a release of one of these targets: declining could no longer be true."""
-    return Promotion.objects.filter(target__in=targets, status=Promotion.Status.CONFIRMED).exists()
-
-
             _decline_target(target, decision, actor=actor)
     move(request, RequestStatus.RELEASING, actor=actor, reason=ReasonCode.EVIDENCE_APPROVED)
 
@@ -165,6 +177,8 @@ def _release_target(target: ErasureTarget, decision: EvidenceDecision, *, actor:
         raise EvidenceMissingError(f"erasure target {target.pk} has no passing evidence; it cannot be released")
     if document.report.models.get("candidate") != candidate.manifest_sha256:
         raise EvidenceMissingError(f"evidence {evidence.pk} is about other weights than the candidate; verify again")
+    record_contaminated(target)
+    check_accounted_for(target)
     lifecycle.move(target, TargetStatus.RELEASING, actor=actor, reason=decision.reason)
     serving = ModelVersion.objects.get(model=target.model, status=VersionStatus.SERVING)
     if serving.pk == candidate.pk:

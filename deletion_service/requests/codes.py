@@ -113,6 +113,7 @@ class ReasonCode(models.TextChoices):
     PROMOTION_CONFLICT = "promotion_conflict", "the registry moved meanwhile"
     STILL_READABLE = "still_readable", "old weights are still readable"
     SOURCE_STILL_PRESENT = "source_still_present", "source rows are still present"
+    VERSION_UNACCOUNTED = "version_unaccounted", "a version may hold the data and nobody knows"
     CERTIFICATE_ISSUED = "certificate_issued", "certificate issued"
     REPORT_ISSUED = "report_issued", "attempt report issued"
     NO_RECIPIENTS_RECORDED = "no_recipients_recorded", "no recipients were recorded, so none were told"
@@ -136,6 +137,10 @@ class DataClass(models.TextChoices):
     PAYLOAD = "A", "payload"
     IDENTITY = "B", "identity proof"
     CONTACT = "C", "contact"
+
+
+# What runs derive from the payload; it is never sealed, only wiped (class F of the same section).
+DERIVED_CLASS: Final = "F"
 
 
 class MatchReason(models.TextChoices):

@@ -226,7 +226,10 @@ class SealedItem(models.Model):
 
 
 class DisposalEvent(models.Model):
-    """Proof that a class of sealed data became unreadable: which keys, when, by what method. Append-only."""
+    """Proof that a class of data became unreadable: which keys, when, by what method. Append-only.
+
+    Class F has no keys: its ids are those of the runs whose directories were wiped and looked for.
+    """
 
     request = models.ForeignKey(ErasureRequest, on_delete=models.PROTECT, related_name="disposals")
     data_class = models.CharField(max_length=1)

@@ -6,7 +6,7 @@ Destroying the key is the deletion: the ciphertext may survive in a backup and i
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -17,7 +17,7 @@ from django.utils import timezone
 
 from deletion_service.audit import trail
 from deletion_service.errors import InvalidInputError, PayloadDestroyedError
-from deletion_service.requests.codes import DataClass
+from deletion_service.requests.codes import DERIVED_CLASS, DataClass
 from deletion_service.requests.keystore import key_store
 from deletion_service.requests.models import DisposalEvent, ErasureRequest, SealedItem
 from ml.digests import canonical_json
@@ -97,27 +97,46 @@ def destroy_class(request: ErasureRequest, data_class: DataClass, *, actor: str,
     key_ids = sorted(set(items.values_list("key_id", flat=True)))
     for key_id in key_ids:
         key_store().destroy(key_id)
-    return _record_disposal(request, data_class, key_ids, actor=actor, sign=sign)
+    return _record_disposal(
+        request, data_class, key_ids, method="dek_destroyed", store=key_store().name, actor=actor, sign=sign
+    )
+
+
+def record_wiped(request: ErasureRequest, runs: Sequence[str], *, actor: str, sign: DisposalSigner) -> DisposalEvent:
+    """Record the signed proof that nothing of these runs is left in the work directory; the caller has looked."""
+    if done := DisposalEvent.objects.filter(request=request, data_class=DERIVED_CLASS).first():
+        return done
+    return _record_disposal(
+        request, DERIVED_CLASS, sorted(runs), method="wiped", store="work_directory", actor=actor, sign=sign
+    )
 
 
 @transaction.atomic
 def _record_disposal(
-    request: ErasureRequest, data_class: DataClass, key_ids: list[str], *, actor: str, sign: DisposalSigner
+    request: ErasureRequest,
+    data_class: str,
+    key_ids: list[str],
+    *,
+    method: str,
+    store: str,
+    actor: str,
+    sign: DisposalSigner,
 ) -> DisposalEvent:
-    at, store = timezone.now(), key_store().name
+    at = timezone.now()
     document = {
         "request": request.pk,
         "class": str(data_class),
         "key_ids": key_ids,
         "at": at.isoformat(),
         "store": store,
-        "method": "dek_destroyed",
+        "method": method,
     }
     signing_key_id, signature = sign(canonical_json(document))
     event = DisposalEvent.objects.create(
         request=request,
         data_class=data_class,
         key_ids=key_ids,
+        method=method,
         store=store,
         at=at,
         signature=signature,

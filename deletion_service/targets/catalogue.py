@@ -95,6 +95,7 @@ def register_version(
     """
     if kind != ModelVersion.Kind.BASE and base is None:
         raise InvalidInputError("name the base version that never saw the data in question", pointer="/base")
+    lock_model(model)
     registry = open_registry(model.registry)
     if status == VersionStatus.SERVING:
         _check_serving(model, registry, number)
@@ -120,6 +121,11 @@ def register_version(
     if created:
         trail.record(actor=actor, action="version.registered", obj=version)
     return version
+
+
+def lock_model(model: TrainedModel) -> None:
+    """Keep others from registering versions of a model, or counting them, until the transaction ends."""
+    TrainedModel.objects.select_for_update().get(pk=model.pk)
 
 
 def _check_serving(model: TrainedModel, registry: ModelRegistry, number: int) -> None:
@@ -169,7 +175,7 @@ def record_training_manifest(
 
 
 def versions_that_learned(model: TrainedModel, record_ids: Sequence[str]) -> list[ModelVersion]:
-    """Return the versions of `model`, not yet retired, that learned from any of the records; oldest first."""
+    """Return the versions of `model` that learned from any of the records, retired ones too; oldest first."""
     digests = [record_sha256(record_id) for record_id in record_ids]
     found: set[str] = set()
     for start in range(0, len(digests), 500):
@@ -177,8 +183,7 @@ def versions_that_learned(model: TrainedModel, record_ids: Sequence[str]) -> lis
             manifest__version__model=model, record_sha256__in=digests[start : start + 500]
         )
         found |= set(entries.values_list("manifest__version_id", flat=True).distinct())
-    versions = ModelVersion.objects.filter(pk__in=found).exclude(status=VersionStatus.RETIRED)
-    return list(versions.order_by("number"))
+    return list(ModelVersion.objects.filter(pk__in=found).order_by("number"))
 
 
 def inherit_manifest(candidate: ModelVersion, *, without: Sequence[str], trained_on: date) -> TrainingManifest | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from django.db import transaction
 
@@ -22,8 +22,8 @@ from deletion_service.targets import lifecycle
 from deletion_service.targets.catalogue import check_model_names, versions_that_learned
 from deletion_service.targets.jobs import owe
 from deletion_service.targets.models import ContaminatedVersion, ErasureTarget, SourceErasure, TrainedModel
-from deletion_service.targets.sources import open_source, wanted_keys
-from deletion_service.targets.statuses import JobKind, TargetStatus
+from deletion_service.targets.sources import Keys, open_source, wanted_keys
+from deletion_service.targets.statuses import JobKind, TargetStatus, VersionStatus
 
 _LAYERS = {
     "training": "rows deleted at the source",
@@ -160,6 +160,37 @@ def sealed_matches(target: ErasureTarget) -> list[SourceMatches]:
     return [SourceMatches(row["source"], tuple(row["proven"]), tuple(row["unproven"])) for row in rows]
 
 
+def counting_keys(target: ErasureTarget) -> Keys:
+    """Return the identifiers by which rows are a target's: proven ones, and claimed ones a reviewer answered for."""
+    proven = wanted_keys(_identifiers(target.request, "proven"))
+    return proven | wanted_keys(_claimed(target.request)) if target.match_reason else proven
+
+
+def search_again(target: ErasureTarget) -> list[SourceMatches]:
+    """Return a target's matches as they are now: what was found before, and what came since. Writes nothing."""
+    wanted = counting_keys(target)
+    earlier = {m.source: m for m in sealed_matches(target)}
+    for settings in target.model.sources:
+        source = open_source(settings)
+        m = earlier.get(source.name, SourceMatches(source.name, (), ()))
+        now = [found.record.record_id for found in source.records() if found.matches(wanted)]
+        proven = tuple(dict.fromkeys((*m.proven, *now)))
+        earlier[source.name] = replace(m, proven=proven, unproven=tuple(i for i in m.unproven if i not in proven))
+    return list(earlier.values())
+
+
+@transaction.atomic
+def record_found_again(target: ErasureTarget, matches: Sequence[SourceMatches]) -> None:
+    """Seal what another search found, and count it; a search that found nothing new changes nothing."""
+    if {m.source: set(m.proven) for m in sealed_matches(target)} == {m.source: set(m.proven) for m in matches}:
+        return
+    _seal_matches(target, matches)
+    _record_contamination(target, matches)
+    target.record_count, target.unproven_count = _count(matches), sum(len(m.unproven) for m in matches)
+    target.save(update_fields=["record_count", "unproven_count"])
+    trail.record(actor="worker", action="target.found_again", obj=target, request_id=target.request_id)
+
+
 def _check_search_finished(request: ErasureRequest) -> None:
     if not request.jobs.filter(kind=JobKind.LOCATE, state="done").exists():
         raise GuardError(f"the search of {request.pk} has not finished; wait for its job")
@@ -175,9 +206,7 @@ def _claimed(request: ErasureRequest) -> list[Identifier]:
     return [Identifier(row["type"], row["value"]) for row in application["claimed"]]
 
 
-def _search(
-    settings: Mapping[str, str], proven: frozenset[tuple[str, str]], claimed: frozenset[tuple[str, str]]
-) -> SourceMatches:
+def _search(settings: Mapping[str, str], proven: Keys, claimed: Keys) -> SourceMatches:
     source = open_source(settings)
     by_proof, by_claim = [], []
     for found in source.records():
@@ -208,6 +237,8 @@ def _record_target(request: ErasureRequest, model: TrainedModel, matches: Sequen
 def _record_contamination(target: ErasureTarget, matches: Sequence[SourceMatches]) -> None:
     record_ids = [record_id for m in matches for record_id in m.proven]
     for version in versions_that_learned(target.model, record_ids):
+        if version.status == VersionStatus.RETIRED:
+            continue
         ContaminatedVersion.objects.get_or_create(target=target, version=version)
     for m in matches:
         if m.proven:

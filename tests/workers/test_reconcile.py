@@ -17,7 +17,7 @@ from deletion_service.requests.intake import withdraw_request
 from deletion_service.requests.models import ErasureRequest
 from deletion_service.targets.jobs import owe
 from deletion_service.targets.models import Job, ModelVersion
-from deletion_service.targets.registries import ModelRegistry, open_registry
+from deletion_service.targets.registries import RUN_TAG, ModelRegistry, open_registry
 from deletion_service.targets.statuses import JobKind
 from ml.errors import RunStoppedError
 from tests.flow.conftest import release
@@ -26,7 +26,6 @@ from tests.simulator import Simulator
 from tests.world import weights
 from workers import reconcile as sweep
 from workers.jobs import Lease, claim, run_next_job
-from workers.workspace import RUN_TAG
 
 pytestmark = pytest.mark.django_db
 Case = Callable[..., ErasureRequest]

@@ -8,18 +8,20 @@ from pathlib import Path
 from deletion_service.certificates.policies import refuse_test_candidate
 from deletion_service.targets.catalogue import register_version
 from deletion_service.targets.jobs import owe
+from deletion_service.targets.locate import record_found_again, search_again
 from deletion_service.targets.models import ErasureTarget, Job, ModelVersion, UnlearningRun
-from deletion_service.targets.registries import open_registry
+from deletion_service.targets.registries import RUN_TAG, open_registry
 from deletion_service.targets.statuses import JobKind, VersionStatus
 from ml.reports import UnlearningReport
 from ml.unlearn import TRAINING_PROBES, run_unlearning
 from workers.bridge import PROBES, naming, open_snapshots, seal_set, take_snapshots, unlearning_spec, use_threads
 from workers.jobs import Lease
-from workers.workspace import RUN_TAG, run_directory, scratch
+from workers.workspace import run_directory, scratch
 
 
 def run(lease: Lease) -> None:
-    """1. Snapshot the sets once a run.  2. Unlearn, resuming from this run's checkpoint.  3. Publish and register.
+    """1. Search again and snapshot the sets, once a run.  2. Unlearn, resuming from this run's checkpoint.
+    3. Publish and register.
 
     The candidate is published before anybody decides on it, so that verification loads what would be served, by
     digest, from where it would be served; only promotion lets an alias point to it.
@@ -28,8 +30,10 @@ def run(lease: Lease) -> None:
     target, unlearning = _target_and_run(job)
     refuse_test_candidate(unlearning.method)
     if not unlearning.snapshots:
+        matches = search_again(target)
         described = take_snapshots(target, unlearning)
         with lease.fenced():
+            record_found_again(target, matches)
             UnlearningRun.objects.filter(pk=unlearning.pk).update(snapshots=described)
         unlearning.refresh_from_db()
     checkpoints = _checkpoints(lease, job, unlearning)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
 from deletion_service.errors import InvalidInputError
 
 Probe = Literal["gone", "still_readable", "unknown"]
+# Says in the registry which run published a version.
+RUN_TAG: Final = "erasure.run"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +73,7 @@ class ModelRegistry(Protocol):
         ...
 
     def probe_gone(self, number: int) -> Probe:
-        """Try to read every file of a version, and its weights under every other version."""
+        """Try to read every file of a version, and look for its weights wherever the registries keep files."""
         ...
 
     def tidy(self) -> int:

@@ -21,12 +21,12 @@ from django.utils import timezone
 
 from deletion_service.errors import AliasConflictError, InvalidInputError, RegistryError
 from deletion_service.targets.registries import AliasPointer, Probe, RegisteredVersion
+from deletion_service.targets.registries.copies import is_kept_below
 from ml.digests import model_manifest
 from ml.errors import MlError
 
 NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _ATTACHMENT: Final = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
-_WEIGHTS: Final = ".safetensors"
 _INCOMING: Final = ".incoming"
 _PARTIAL: Final = ".part"
 
@@ -34,8 +34,9 @@ _PARTIAL: Final = ".part"
 class DirectoryRegistry:
     """The versions and aliases of one trained model, in one directory."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, root: Path | None = None) -> None:
         self._directory = directory
+        self._root = root or directory
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> DirectoryRegistry:
@@ -43,7 +44,8 @@ class DirectoryRegistry:
         name = settings.get("name")
         if not isinstance(name, str) or not NAME.fullmatch(name):
             raise InvalidInputError("a registry name has letters, digits, _ and -", pointer="/registry/name")
-        return cls(django_settings.REGISTRY_ROOT / name)
+        root = Path(django_settings.REGISTRY_ROOT)
+        return cls(root / name, root=root)
 
     def list_versions(self) -> Sequence[RegisteredVersion]:
         """Return all versions that were ever published, oldest first."""
@@ -148,11 +150,14 @@ class DirectoryRegistry:
             shutil.rmtree(self._version(number) / "model", ignore_errors=True)
 
     def probe_gone(self, number: int) -> Probe:
-        """Try to read each file of a version, and look for its weights under every other version."""
+        """Try to read each file of a version, and look for its weights in every file of every registry here.
+
+        Weights that no version lists are nobody's and might be the same in another form: they count as readable.
+        """
         try:
             meta = self._meta(number)
             files = [self._version(number) / "model" / row["path"] for row in meta["manifest"]]
-            if any(_readable(path) for path in files) or self._copies(meta):
+            if any(_readable(path) for path in files) or is_kept_below(self._root, meta["manifest"]):
                 return "still_readable"
         except (OSError, RegistryError):
             return "unknown"
@@ -200,11 +205,6 @@ class DirectoryRegistry:
     def _aliases(self) -> dict[str, dict[str, int]]:
         path = self._directory / "aliases.json"
         return _read_json(path) if path.is_file() else {}
-
-    def _copies(self, meta: Mapping[str, Any]) -> bool:
-        weights = {row["sha256"] for row in meta["manifest"] if row["path"].endswith(_WEIGHTS)}
-        others = (other for other in self._metas() if other["number"] != meta["number"] and not other["retired"])
-        return any(row["sha256"] in weights for other in others for row in other["manifest"])
 
     def _note_move(self, alias: str, old: Mapping[str, int] | None, new: Mapping[str, int]) -> None:
         """Note a move before it is made, once: a writer that was killed in between finds its note."""

@@ -12,6 +12,7 @@ from deletion_service.requests.intake import Identifier
 from ml.specs import Record
 
 ErasureAction = Literal["deleted", "tombstoned"]
+Keys = frozenset[tuple[str, str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +22,7 @@ class SourceRecord:
     record: Record
     identifiers: tuple[Identifier, ...]
 
-    def matches(self, wanted: frozenset[tuple[str, str]]) -> bool:
+    def matches(self, wanted: Keys) -> bool:
         """Whether any identifier is among `wanted` (type, normalised value)."""
         return any((i.type, i.normalised) in wanted for i in self.identifiers)
 
@@ -43,8 +44,11 @@ class TrainingSource(Protocol):
         """Delete or tombstone records, so that no later training run can learn them."""
         ...
 
-    def still_present(self, record_ids: Sequence[str]) -> int:
-        """Return how many of the records can still be read."""
+    def still_present(self, record_ids: Sequence[str], wanted: Keys) -> int:
+        """Return how many records can be read that have one of the ids or carry an identifier among `wanted`.
+
+        Rows come and go: whoever looks for ids alone overlooks what was written since they were noted.
+        """
         ...
 
 
@@ -63,6 +67,6 @@ def open_source(settings: Mapping[str, Any]) -> TrainingSource:
     return kinds[kind](settings)
 
 
-def wanted_keys(identifiers: Sequence[Identifier]) -> frozenset[tuple[str, str]]:
+def wanted_keys(identifiers: Sequence[Identifier]) -> Keys:
     """Return identifiers in the form that records are compared with."""
     return frozenset((i.type, i.normalised) for i in identifiers)

@@ -2,25 +2,31 @@
 
 A line has the fields of `ml.specs.Record` except `person`, plus `identifiers`. A tombstone is a line with a record id
 and `"erased": true`. Files are rewritten beside themselves and renamed, so that a crash leaves the old or the new one.
+Erasures and probes take one lock file: two erasures at once would each write back the rows that the other removed.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from django.conf import settings as django_settings
 
 from deletion_service.errors import InvalidInputError, SourceError, SourceUnavailableError
 from deletion_service.requests.intake import Identifier
 from deletion_service.targets.registries.directory import NAME
-from deletion_service.targets.sources import ErasureAction, SourceRecord
+from deletion_service.targets.sources import ErasureAction, Keys, SourceRecord
 from ml.errors import SpecError
 from ml.specs import record_from_document
+
+_PARTIAL: Final = (".records-", ".part")
 
 
 class JsonlDirectorySource:
@@ -69,20 +75,34 @@ class JsonlDirectorySource:
     def erase(self, record_ids: Sequence[str]) -> ErasureAction:
         """Remove the records' lines, or leave tombstones where the source is set to."""
         doomed = set(record_ids)
-        for path in self._files():
-            self._rewrite(path, doomed)
+        with self._lock():
+            for path in self._files():
+                self._rewrite(path, doomed)
         return "tombstoned" if self._tombstones else "deleted"
 
-    def still_present(self, record_ids: Sequence[str]) -> int:
-        """Return how many of the records are still readable, tombstones not counted."""
-        wanted = set(record_ids)
-        return sum(1 for found in self.records() if found.record.record_id in wanted)
+    def still_present(self, record_ids: Sequence[str], wanted: Keys = frozenset()) -> int:
+        """Return how many records have one of the ids or identifiers, tombstones not counted."""
+        erased = set(record_ids)
+        with self._lock():
+            return sum(1 for found in self.records() if found.record.record_id in erased or found.matches(wanted))
 
     def _files(self) -> list[Path]:
         files = sorted(self._directory.glob("records-*.jsonl"))
         if not files:
             raise SourceError(f"training source {self.name} has no records-*.jsonl")
         return files
+
+    @contextmanager
+    def _lock(self) -> Iterator[None]:
+        """Keep other erasures and probes out, and remove what a killed one left half written."""
+        with _readable(self._directory / ".lock"):
+            lock = (self._directory / ".lock").open("w")
+        with lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            prefix, suffix = _PARTIAL
+            for path in self._directory.glob(f"{prefix}*{suffix}"):
+                path.unlink()
+            yield
 
     def _rewrite(self, path: Path, doomed: set[str]) -> None:
         kept, changed = [], False
@@ -124,13 +144,15 @@ def _readable(path: Path) -> Iterator[None]:
 
 
 def _replace(path: Path, text: str) -> None:
-    temporary = path.with_suffix(".part")
+    prefix, suffix = _PARTIAL
     with _readable(path):
-        with temporary.open("w", encoding="utf-8", newline="") as stream:
+        descriptor, name = tempfile.mkstemp(prefix=prefix, suffix=suffix, dir=path.parent)
+        with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as stream:
             stream.write(text)
             stream.flush()
             os.fsync(stream.fileno())
-        temporary.replace(path)
+        shutil.copymode(path, name)
+        Path(name).replace(path)
 
 
 def _parse(line: bytes, where: str) -> tuple[str, dict[str, Any]]:
