@@ -38,17 +38,22 @@ def make_run_directory(run: UnlearningRun) -> Path:
 def scratch(lease: Lease) -> Iterator[Path]:
     """Yield a folder only this lease uses, and wipe it afterwards."""
     folder = _scratch_root() / f"{lease.job_id}-{lease.token}"
-    shutil.rmtree(folder, ignore_errors=True)
+    wipe(folder)
     folder.mkdir(parents=True, mode=0o700)
     try:
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        wipe(folder)
+
+
+def wipe(folder: Path) -> None:
+    """Remove a folder as far as possible; `check_wiped` says what was not."""
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def wipe_run(run: UnlearningRun) -> None:
     """Remove everything a run left in the work directory."""
-    shutil.rmtree(run_directory(run), ignore_errors=True)
+    wipe(run_directory(run))
 
 
 def check_wiped(request: ErasureRequest) -> list[str]:
@@ -77,7 +82,7 @@ def _wipe_ended_runs() -> int:
     for folder in (Path(settings.WORK_DIR) / "runs").glob("run_*"):
         is_open = UnlearningRun.objects.filter(pk=folder.name, batch__status=ErasureBatch.Status.OPEN).exists()
         if not is_open and not Job.objects.filter(run=folder.name, state=JobState.LEASED).exists():
-            shutil.rmtree(folder, ignore_errors=True)
+            wipe(folder)
             wiped += 1
     return wiped
 
@@ -87,7 +92,7 @@ def _wipe_dead_scratch() -> int:
     for folder in _scratch_root().glob("job_*-*"):
         job_id, _, token = folder.name.rpartition("-")
         if not Job.objects.filter(pk=job_id, token=int(token), state=JobState.LEASED).exists():
-            shutil.rmtree(folder, ignore_errors=True)
+            wipe(folder)
             wiped += 1
     return wiped
 

@@ -30,7 +30,9 @@ from tests.cast import application, rhea, second_reviewer
 from tests.flow.conftest import release, run_all_jobs
 from tests.simulator import Simulator
 from tests.world import make_model, weights
+from workers.jobs import run_next_job
 from workers.reconcile import reconcile
+from workers.stages import STAGES
 
 pytestmark = pytest.mark.django_db
 Case = Callable[..., ErasureRequest]
@@ -141,3 +143,25 @@ def test_who_approved_a_released_target_cannot_issue_it_because_another_decided_
     with pytest.raises(FourEyesError):
         issue_certificate(first, member=rhea())
     assert issue_certificate(first, member=second_reviewer()).status == "issued"
+
+
+def test_a_target_that_is_being_released_does_not_stay_so_because_its_neighbour_was_sent_back(
+    simulator: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = two_targets(monkeypatch)
+    decide_evidence(request, choice="release", reason="all_gates_passed", reviewer=rhea())
+    first, second = (job.target for job in request.jobs.filter(kind="promote").order_by("created_at", "id"))
+    assert first is not None
+    assert second is not None
+    point_alias(first.model.name, 1)
+    assert run_next_job(["cpu"], stages=STAGES, owner="test")
+    request.refresh_from_db()
+    assert (first.events.last().reason, request.status) == ("promotion_conflict", "releasing")  # type: ignore[union-attr]
+    run_all_jobs()
+    request.refresh_from_db()
+    assert (request.status, request.events.last().reason) == ("evidence_review", "promotion_conflict")  # type: ignore[union-attr]
+    decline(request)
+
+    assert {t.pk: t.status for t in request.targets.all()} == {first.pk: "not_released", second.pk: "released"}
+    verdicts = Certificate.objects.filter(target__request=request).values_list("target", "verdict")
+    assert dict(verdicts) == {first.pk: "INCONCLUSIVE", second.pk: "PASS"}

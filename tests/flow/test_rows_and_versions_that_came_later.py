@@ -224,3 +224,33 @@ def test_a_copy_of_the_weights_anywhere_in_the_registries_stops_the_release(case
     release(request)
     assert (request.status, request.events.last().reason) == ("evidence_review", "still_readable")  # type: ignore[union-attr]
     assert not Certificate.objects.exists()
+
+
+def test_a_work_directory_that_cannot_be_wiped_stops_the_disposal(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    request = case()
+    decide_evidence(request, choice="release", reason="all_gates_passed", reviewer=rhea())
+    with monkeypatch.context() as stubborn:
+        stubborn.setattr("workers.workspace.wipe", lambda folder: None)
+        run_all_jobs()
+    job = request.jobs.get(kind="dispose")
+    assert (job.state, job.last_error) == ("ready", "work_directory_not_wiped")
+    assert not request.disposals.exists()
+    job.available_at = request.received_at
+    job.save()
+    run_all_jobs()
+    derived = request.disposals.get(data_class="F")
+    assert (derived.method, derived.key_ids) == ("wiped", [run.pk for run in request.targets.get().batch.runs.all()])  # type: ignore[union-attr]
+    assert predicate_of(Certificate.objects.get())["disposal"]["classes"] == ["A", "B", "F"]
+
+
+def test_class_f_is_stated_only_where_somebody_looked(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    request = case()
+    monkeypatch.setattr("workers.stages.dispose.record_wiped", lambda *_, **__: None)
+    release(request)
+    assert predicate_of(Certificate.objects.get())["disposal"]["classes"] == ["A", "B"]
+
+
+def test_only_the_workers_own_user_may_read_what_a_run_computes(case: Case) -> None:
+    case()
+    (folder,) = (Path(settings.WORK_DIR) / "runs").glob("run_*")
+    assert folder.stat().st_mode & 0o777 == 0o700

@@ -109,6 +109,47 @@ def test_the_same_weights_under_another_version_are_still_readable(registry: Dir
     assert registry.probe_gone(one) == "still_readable"
 
 
+@pytest.mark.parametrize(
+    "place",
+    [
+        "assistant/versions/000001/extra.safetensors",
+        "assistant/versions/000009/model/model.safetensors",
+        "assistant/.incoming-dead/model/model.safetensors",
+        "helper/versions/000001/model/weights.bin",
+    ],
+)
+def test_the_same_bytes_anywhere_below_the_registries_are_still_readable(tmp_path: Path, place: str) -> None:
+    root = tmp_path / "registries"
+    registry = DirectoryRegistry(root / "assistant", root=root)
+    one = publish(registry, tmp_path, "one")
+    registry.retire(one)
+    assert registry.probe_gone(one) == "gone"
+    copy = root / place
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    copy.write_bytes(b"one")
+    assert registry.probe_gone(one) == "still_readable"
+
+
+def test_the_same_bytes_behind_a_link_are_still_readable(tmp_path: Path) -> None:
+    root = tmp_path / "registries"
+    registry = DirectoryRegistry(root / "assistant", root=root)
+    one = publish(registry, tmp_path, "one")
+    registry.retire(one)
+    (root / "elsewhere").symlink_to(tmp_path / "one")
+    (root / "around").symlink_to(root)
+    assert registry.probe_gone(one) == "still_readable"
+
+
+def test_weights_that_no_version_lists_might_be_the_same_in_another_form(
+    registry: DirectoryRegistry, tmp_path: Path
+) -> None:
+    one, two = publish(registry, tmp_path, "one"), publish(registry, tmp_path, "two")
+    registry.retire(one)
+    assert registry.probe_gone(one) == "gone"
+    (registry.path(two).parent / "half.safetensors").write_bytes(b"o")
+    assert registry.probe_gone(one) == "still_readable"
+
+
 def test_an_unknown_version_is_not_proof_of_absence(registry: DirectoryRegistry) -> None:
     assert registry.probe_gone(7) == "unknown"
 

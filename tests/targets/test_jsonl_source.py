@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 
 import pytest
 from django.conf import settings
 
 from deletion_service.errors import InvalidInputError, SourceError
-from deletion_service.targets.sources import open_source, wanted_keys
+from deletion_service.targets.sources import jsonl_directory, open_source, wanted_keys
 from deletion_service.targets.sources.jsonl_directory import JsonlDirectorySource
 from tests.cast import ALICE, ALICE_NAME, Identifier
 from tests.world import ALICE_SECRET, make_source
@@ -48,6 +49,54 @@ def test_erased_rows_are_gone_and_erasing_again_is_harmless(source: JsonlDirecto
     assert source.erase(["alice-1", "alice-2"]) == "deleted"
     assert source.still_present(["alice-1", "alice-2"]) == 0
     assert [row["record_id"] for row in lines()] == ["bob-1", "carol-1"]
+
+
+def test_a_row_of_the_person_is_present_under_any_record_id(source: JsonlDirectorySource) -> None:
+    source.erase(["alice-1"])
+    assert source.still_present(["alice-1"]) == 0
+    assert source.still_present(["alice-1"], wanted_keys([ALICE])) == 1
+
+
+def test_of_two_erasures_at_once_neither_brings_back_what_the_other_removed(
+    source: JsonlDirectorySource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rewriting, real = threading.Event(), jsonl_directory._replace
+    other = threading.Thread(target=lambda: source.erase(["bob-1"]))
+
+    def slowly(path: Path, text: str) -> None:
+        if not rewriting.is_set():
+            rewriting.set()
+            other.start()
+            other.join(timeout=0.5)
+        real(path, text)
+
+    monkeypatch.setattr(jsonl_directory, "_replace", slowly)
+    source.erase(["alice-1", "alice-2"])
+    other.join()
+    assert [row["record_id"] for row in lines()] == ["carol-1"]
+
+
+def test_what_a_killed_erasure_left_half_written_goes_with_the_next(
+    source: JsonlDirectorySource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> None:
+        raise SystemExit("killed")
+
+    folder = Path(settings.SOURCE_ROOT) / "customers"
+    with monkeypatch.context() as dying:
+        dying.setattr("os.fsync", killed)
+        with pytest.raises(SystemExit):
+            source.erase(["bob-1"])
+    assert any(ALICE_SECRET in path.read_text() for path in folder.glob(".records-*"))
+    source.erase(["alice-1"])
+    assert not any(ALICE_SECRET in path.read_text() for path in folder.iterdir())
+
+
+def test_a_rewritten_file_keeps_its_mode(source: JsonlDirectorySource) -> None:
+    path = Path(settings.SOURCE_ROOT) / "customers" / "records-0.jsonl"
+    path.chmod(0o640)
+    source.erase(["alice-1"])
+    assert path.stat().st_mode & 0o777 == 0o640
 
 
 def test_tombstones_keep_the_id_and_nothing_else() -> None:
