@@ -48,7 +48,7 @@ def issue_certificate(certificate: Certificate, *, member: StaffMember) -> Certi
 
     Raises:
         IllegalTransitionError: it is not a draft.
-        FourEyesError: `member` decided on the evidence.
+        FourEyesError: `member` approved the evidence, now or in an earlier round.
         EvidenceMissingError: the statement is not the one drafted, or does not hold.
         SigningError: a key does not count now.
     """
@@ -72,7 +72,7 @@ def check_issuer(certificate: Certificate, member: StaffMember) -> None:
         )
     deciders = {decision.decided_by_id for decision in decisions_about(certificate.target)}
     if member.pk in deciders | {certificate.evidence_approver_id}:
-        raise FourEyesError(f"you decided on the evidence of {certificate.pk}; another person must issue it")
+        raise FourEyesError(f"you approved the evidence of {certificate.pk}; another person must issue it")
 
 
 def check_draft(certificate: Certificate) -> VerificationResult:

@@ -229,7 +229,7 @@ ACTIONS: Final[tuple[CaseAction, ...]] = (
         _again,
         to=S.WORKING,
         only_in=frozenset({S.EVIDENCE_REVIEW}),
-        check=lambda case, member: check_another_attempt(case),
+        check=lambda case, member: check_another_attempt(case, current_plan()),
     ),
     CaseAction(
         "ask",

@@ -24,6 +24,8 @@ from deletion_service.targets import lifecycle
 from deletion_service.targets.jobs import owe
 from deletion_service.targets.models import ErasureBatch, ErasureTarget, ModelVersion, UnlearningRun
 from deletion_service.targets.statuses import JobKind, TargetStatus, VersionStatus
+from ml.decision import unattainable
+from ml.policies import load_policy
 from ml.specs import seed_commitment
 
 # Reports are canonical JSON, where integers stay below 2^53.
@@ -58,11 +60,13 @@ def start_work(request: ErasureRequest, *, starter: StaffMember | None, plan: Ru
     """Approve the start: by a second person when four eyes are on, or on the sender's instruction.
 
     Raises:
-        FourEyesError: the starter is the reviewer.
+        FourEyesError: the starter took part in what led here.
+        GuardError: no run under this policy could pass.
     """
     check_start(request, starter)
+    check_attainable(request, plan)
     by_staff = request.sender_id is None
-    recorded = starter if by_staff and starter is not None and starter.pk != request.reviewer_id else None
+    recorded = starter if by_staff and starter is not None and not _took_part(request, starter) else None
     move(
         request,
         RequestStatus.WORKING,
@@ -76,9 +80,36 @@ def start_work(request: ErasureRequest, *, starter: StaffMember | None, plan: Ru
 
 def check_start(request: ErasureRequest, starter: StaffMember | None) -> None:
     """Raise `FourEyesError` unless `starter` may start the work: a second person, unless the sender decided."""
-    same_person = starter is None or starter.pk == request.reviewer_id
-    if request.sender_id is None and settings.FOUR_EYES_ON_START and same_person:
-        raise FourEyesError(f"{request.pk} was reviewed by the same person; a second reviewer must start it")
+    if request.sender_id is not None or not settings.FOUR_EYES_ON_START:
+        return
+    if starter is None or _took_part(request, starter):
+        raise FourEyesError(
+            f"{request.pk} was reviewed by the same person, who set its ground or accepted what was found; "
+            "a second reviewer must start it"
+        )
+
+
+def _took_part(request: ErasureRequest, member: StaffMember) -> bool:
+    """Whether `member` set the ground, accepted a match that nobody proved, or accepted the targets."""
+    reasons = (ReasonCode.GROUND_SET, ReasonCode.TARGETS_FIXED)
+    return (
+        member.pk == request.reviewer_id
+        or request.events.filter(reason__in=reasons, actor=f"staff:{member.handle}").exists()
+        or request.targets.filter(match_reviewer=member).exists()
+    )
+
+
+def check_attainable(request: ErasureRequest, plan: RunPlan) -> None:
+    """Raise `GuardError` where the next attempt could not pass whatever it shows: before anything is computed.
+
+    Later attempts are judged at a stricter level, which few twins cannot reach.
+    """
+    attempt = request.attempt + 1
+    if families := unattainable(load_policy(plan.policy_name), attempt):
+        raise GuardError(
+            f"attempt {attempt} of {request.pk} could never pass: policy {plan.policy_name} has too few twins for "
+            f"{', '.join(families)} at its level; configure a policy with more twins, or decide on the evidence"
+        )
 
 
 @transaction.atomic
@@ -101,9 +132,9 @@ def plan_another_attempt(request: ErasureRequest, *, plan: RunPlan, actor: str) 
     """Send the request's judged targets back to work with another plan; earlier attempts stay on record.
 
     Raises:
-        GuardError: no attempt is left, or nothing failed.
+        GuardError: no attempt is left, nothing failed, or the attempt could not pass.
     """
-    again = check_another_attempt(request)
+    again = check_another_attempt(request, plan)
     move(
         request,
         RequestStatus.WORKING,
@@ -118,7 +149,7 @@ def plan_another_attempt(request: ErasureRequest, *, plan: RunPlan, actor: str) 
         _plan_run(target.batch, [target], plan, attempt=request.attempt)
 
 
-def check_another_attempt(request: ErasureRequest) -> list[ErasureTarget]:
+def check_another_attempt(request: ErasureRequest, plan: RunPlan) -> list[ErasureTarget]:
     """Return the targets that another attempt would be about, or raise `GuardError` where there can be none."""
     if request.attempt >= settings.MAX_UNLEARNING_ATTEMPTS:
         raise GuardError(
@@ -127,6 +158,7 @@ def check_another_attempt(request: ErasureRequest) -> list[ErasureTarget]:
     again = [t for t in request.targets.filter(status=TargetStatus.JUDGED) if t.verdict != "PASS"]
     if not again:
         raise GuardError(f"every target of {request.pk} passed; there is nothing to try again")
+    check_attainable(request, plan)
     return again
 
 

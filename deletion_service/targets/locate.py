@@ -100,8 +100,9 @@ def accept_unproven(target: ErasureTarget, *, reason: MatchReason, reviewer: Sta
     matches = [SourceMatches(m.source, (*m.proven, *m.unproven), ()) for m in sealed_matches(target)]
     _seal_matches(target, matches)
     _record_contamination(target, matches)
-    target.record_count, target.unproven_count, target.match_reason = _count(matches), 0, reason
-    target.save(update_fields=["record_count", "unproven_count", "match_reason"])
+    target.record_count, target.unproven_count = _count(matches), 0
+    target.match_reason, target.match_reviewer = reason, reviewer
+    target.save(update_fields=["record_count", "unproven_count", "match_reason", "match_reviewer"])
     actor = f"staff:{reviewer.handle}"
     trail.record(
         actor=actor, action="target.unproven_accepted", obj=target, reason=reason, request_id=target.request_id

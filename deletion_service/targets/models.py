@@ -5,6 +5,7 @@ from __future__ import annotations
 from django.db import models
 from django.db.models import F, Q
 
+from deletion_service.access.models import StaffMember
 from deletion_service.audit.events import pair_is_listed
 from deletion_service.ids import ID_LENGTH, batch_id, job_id, model_id, run_id, target_id, version_id
 from deletion_service.requests.codes import MatchReason
@@ -140,6 +141,7 @@ class ErasureTarget(models.Model):
     record_count = models.PositiveIntegerField()
     unproven_count = models.PositiveIntegerField(default=0)
     match_reason = models.CharField(max_length=32, choices=MatchReason, blank=True, default="")
+    match_reviewer = models.ForeignKey(StaffMember, null=True, blank=True, on_delete=models.PROTECT, related_name="+")
     layers = models.JSONField(default=dict)
     created_at = models.DateTimeField(auto_now_add=True)
 
@@ -152,6 +154,11 @@ class ErasureTarget(models.Model):
             models.CheckConstraint(
                 condition=~Q(status__in=["releasing", "released"]) | Q(verdict="PASS"),
                 name="only_a_passing_target_is_released",
+            ),
+            models.CheckConstraint(
+                condition=Q(match_reason="", match_reviewer=None)
+                | (~Q(match_reason="") & Q(match_reviewer__isnull=False)),
+                name="target_match_accepted_if_and_only_if_a_person_did",
             ),
         ]
 

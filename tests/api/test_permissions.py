@@ -34,9 +34,13 @@ def test_every_operation_declares_its_action(path: str, view: type[View], method
     assert declared == PUBLIC or Action(declared) in Action
 
 
-def test_only_the_issuer_document_and_the_check_are_public() -> None:
+def test_only_the_issuers_documents_and_the_check_are_public() -> None:
     public = {path for path, view, method in operations() if view.actions[method.upper()] == PUBLIC}
-    assert public == {".well-known/erasure-issuer.json", "v1/certificates/verify"}
+    assert public == {
+        ".well-known/erasure-issuer.json",
+        ".well-known/erasure-revocations.json",
+        "v1/certificates/verify",
+    }
 
 
 @pytest.mark.parametrize("scope", sorted(SCOPE_ACTIONS))

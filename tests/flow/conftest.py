@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,14 @@ def case(simulator: Simulator) -> Callable[..., ErasureRequest]:
     return bring
 
 
+@contextmanager
+def twins_enough() -> Iterator[None]:
+    """Let a second attempt be planned, although the short policy's few twins cannot carry one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("deletion_service.targets.batching.unattainable", lambda policy, attempt: ())
+        yield
+
+
 def release(request: ErasureRequest, *, choice: str = "release", reason: str = "all_gates_passed") -> ErasureRequest:
     """Rhea decides on the evidence, and the worker does what follows."""
     decide_evidence(request, choice=choice, reason=reason, reviewer=rhea())
@@ -89,7 +98,8 @@ def play(stand: Stand, world: TinyWorld, *die: str) -> Played:
     # What the runner was owed a death for after the last write, it has died of by now.
     until(lambda: not die or "notify:commit" in stand.deaths, what="the last death")
     facts = stand.people("facts")
-    stand.stop()
+    # Killed, not stopped: what a runner would tidy up at its end stays where it is, such as a journal.
+    stand.kill("runner")
     return Played(stand, facts, backup, opened)
 
 

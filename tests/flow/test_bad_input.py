@@ -33,7 +33,7 @@ from ml.unlearn import run_unlearning
 from ml.verify import run_verification
 from tests.cast import ALICE, Identifier, application, rhea, second_reviewer
 from tests.doors import signed_in
-from tests.flow.conftest import release, run_all_jobs
+from tests.flow.conftest import release, run_all_jobs, twins_enough
 from tests.flow.crash_runner import use_candidate
 from tests.flow.trained import mailbox, make_trained_model
 from tests.simulator import Simulator
@@ -251,7 +251,8 @@ def test_a_source_that_cannot_be_unlearned_from_is_named_and_used_again_when_rep
 
 def goes_on(request: ErasureRequest) -> None:
     """Another attempt after the repair is unlearned, verified and judged."""
-    plan_another_attempt(request, plan=current_plan(), actor="staff:rhea")
+    with twins_enough():
+        plan_another_attempt(request, plan=current_plan(), actor="staff:rhea")
     run_all_jobs()
     request.refresh_from_db()
     assert request.status == "evidence_review"

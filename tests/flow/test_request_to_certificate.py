@@ -36,7 +36,7 @@ from deletion_service.targets.registries import open_registry
 from ml.digests import canonical_json
 from ml.reports import VerificationReport
 from tests.cast import BOB, rhea, second_reviewer
-from tests.flow.conftest import release, run_all_jobs
+from tests.flow.conftest import release, run_all_jobs, twins_enough
 from tests.ml.passing import edited
 from tests.simulator import Simulator
 from tests.world import ALICE_SECRET
@@ -185,7 +185,8 @@ def test_another_attempt_keeps_the_first_one_on_record(case: Case, simulator: Si
     simulator.alter = leaking
     request = case()
     simulator.alter = lambda report: replace(report)
-    plan_another_attempt(request, plan=current_plan(), actor="staff:rhea")
+    with twins_enough():
+        plan_another_attempt(request, plan=current_plan(), actor="staff:rhea")
     run_all_jobs()
     request.refresh_from_db()
     verdicts = Evidence.objects.filter(target__request=request).order_by("attempt").values_list("attempt", "verdict")
