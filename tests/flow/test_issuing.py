@@ -12,6 +12,7 @@ import pytest
 from django.core.management import CommandError, call_command
 from django.utils import timezone
 
+from deletion_service.access.keys import issue_key
 from deletion_service.certificates.canonical import time_text
 from deletion_service.certificates.custody import issuer_document, issuer_signer
 from deletion_service.certificates.envelope import read_envelope, sign_envelope
@@ -19,12 +20,17 @@ from deletion_service.certificates.issuing import issue_certificate
 from deletion_service.certificates.models import Certificate, EvidenceDecision, LogEntry
 from deletion_service.certificates.signing import IssuerDocument
 from deletion_service.errors import EvidenceMissingError, SigningError
+from deletion_service.requests.codes import Capacity
 from deletion_service.requests.models import ErasureRequest
+from deletion_service.targets.locate import receive_instruction
 from ml.digests import canonical_json, sha256_hex
-from tests.cast import rhea, second_reviewer
+from tests.cast import application, rhea, second_reviewer
 from tests.certificates import forge
 from tests.doors import signed_in
 from tests.flow.conftest import release, run_all_jobs
+from tests.simulator import Simulator
+from tests.world import make_model
+from workers.reconcile import reconcile
 
 pytestmark = pytest.mark.django_db
 Case = Callable[..., ErasureRequest]
@@ -147,3 +153,40 @@ def test_the_page_shows_the_evidence_judged_again_before_a_person_signs(case: Ca
     assert {outcomes[name] for name in ("signatures", "evidence_verdict", "evidence_numbers")} == {"ok"}
     assert "judged again by the policy, the evidence carries PASS" in page.content.decode()
     assert client.get(f"/console/certificates/{forged.pk}").status_code == 409
+
+
+@pytest.mark.parametrize("stage", ["unlearn", "verify"])
+def test_the_report_on_an_attempt_that_its_worker_abandoned_can_be_issued(
+    case: Case, monkeypatch: pytest.MonkeyPatch, settings: Any, stage: str
+) -> None:
+    settings.JOB_MAX_ATTEMPTS = 1
+    work = "run_unlearning" if stage == "unlearn" else "run_verification"
+    monkeypatch.setattr(f"workers.stages.{stage}.{work}", lambda *_, **__: 1 / 0)
+    request = case()
+    reconcile()
+    request.refresh_from_db()
+    release(request, choice="decline", reason="evidence_inconclusive")
+    report = Certificate.objects.get()
+
+    issue_certificate(report, member=second_reviewer())
+    run_all_jobs()
+
+    report.refresh_from_db()
+    assert (report.status, report.verdict) == ("published", "INCONCLUSIVE")
+
+
+def test_the_certificate_of_an_instruction_names_the_controller_as_the_one_who_approved_the_start(
+    simulator: Simulator,
+) -> None:
+    make_model()
+    key, _ = issue_key("controller", scopes=["requests:write"])
+    sent = replace(application(), capacity=Capacity.PROCESSOR, contact_email="", model_names=("assistant",))
+    request = receive_instruction(sent, sender=key, actor="key").request
+    run_all_jobs()
+    request.refresh_from_db()
+    draft = Certificate.objects.get(target__request=release(request))
+
+    issue_certificate(draft, member=second_reviewer())
+
+    statement = json.loads(read_envelope(bytes(draft.envelope)).payload)
+    assert [row["role"] for row in statement["predicate"]["approvals"]] == ["controller", "privacy"]
