@@ -99,7 +99,8 @@ def test_the_statement_says_only_what_has_happened_and_lists_what_is_due(case: C
     assert [(row["action"], row["probe"]) for row in predicate["sources"]] == [("deleted", "gone")]
     assert predicate["disposal"]["classes"] == ["A", "B", "F"]
     assert [row["what"] for row in predicate["pending"]] == ["dispose_contact_data"]
-    assert predicate["limitations"]
+    assert predicate["recipients"] is None
+    assert any("were not recorded, so none were told" in sentence for sentence in predicate["limitations"])
 
 
 def test_the_letters_tell_the_person_without_saying_anything_about_them(case: Case) -> None:
@@ -107,6 +108,9 @@ def test_the_letters_tell_the_person_without_saying_anything_about_them(case: Ca
     reconcile()
     kinds = list(certificate.target.request.letters.order_by("pk").values_list("kind", flat=True))
     assert kinds == ["COM-01", "COM-05", "COM-06"]
+    last = certificate.target.request.letters.get(kind="COM-06").text
+    assert "We keep no record of who received the model or its outputs" in last
+    assert certificate.target.request.events.last().reason == "no_recipients_recorded"  # type: ignore[union-attr]
     assert all(ALICE_SECRET not in m.body and "Alice" not in m.body for m in mail.outbox)
 
 
