@@ -13,7 +13,7 @@ from django.db import transaction
 from deletion_service.errors import GuardError, RegistryError
 from deletion_service.targets.catalogue import lock_model, versions_that_learned
 from deletion_service.targets.locate import sealed_matches
-from deletion_service.targets.models import ContaminatedVersion, ErasureTarget, ModelVersion
+from deletion_service.targets.models import ContaminatedVersion, ErasureTarget, ModelVersion, UnlearningRun
 from deletion_service.targets.registries import RUN_TAG, ModelRegistry, RegisteredVersion, open_registry
 from deletion_service.targets.statuses import VersionStatus
 
@@ -94,10 +94,14 @@ def _unregistered(target: ErasureTarget) -> str:
 
 
 def _without_manifest(target: ErasureTarget) -> str:
-    """A version that goes anyway needs no manifest, unless somebody else made it: deleting it must be no surprise."""
-    made_here = [ModelVersion.Kind.BASE, ModelVersion.Kind.UNLEARNED]
+    """Bases never saw anybody's data, candidates rest on what they were made from, and the model before goes anyway.
+
+    Of everything else a manifest must say what it learned, even if it descends from what goes: no version that
+    somebody made is deleted by surprise.
+    """
     rows = target.model.versions.filter(training_manifest=None).exclude(status=VersionStatus.RETIRED)
-    rows = rows.exclude(kind__in=made_here)
+    candidates = UnlearningRun.objects.filter(batch__model=target.model, candidate__isnull=False).values("candidate")
+    rows = rows.exclude(kind=ModelVersion.Kind.BASE).exclude(pk__in=candidates)
     before = None if target.batch is None else target.batch.before_id
     for version in rows.exclude(pk=before):
         return (

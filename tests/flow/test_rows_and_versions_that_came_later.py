@@ -161,6 +161,14 @@ def test_a_descendant_without_a_manifest_stops_the_release_until_it_has_one(case
     assert request.status == "evidence_review"
 
 
+def test_calling_a_version_unlearned_does_not_spare_it_the_question(case: Case) -> None:
+    request = case()
+    later = fine_tune(request.targets.get().model, parent=1, manifest=False)
+    ModelVersion.objects.filter(pk=later.pk).update(kind="unlearned", parent=None)
+    with pytest.raises(GuardError, match="no training manifest"):
+        release(request)
+
+
 def test_a_version_that_nobody_registered_stops_the_release(case: Case) -> None:
     request = case()
     made = weights(Path(settings.HOME_DIR) / "unknown", "weights of somebody")
