@@ -68,6 +68,8 @@ class DirectoryKeyStore:
         if not path.is_file():
             raise PayloadDestroyedError("the key of this sealed item was destroyed; its content cannot be read again")
         wrapped = path.read_bytes()
+        if not any(wrapped):
+            raise PayloadDestroyedError("the key of this sealed item was overwritten; its content cannot be read again")
         try:
             return AESGCM(self._kek()).decrypt(wrapped[:_NONCE], wrapped[_NONCE:], key_id.encode())
         except InvalidTag as exc:

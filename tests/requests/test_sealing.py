@@ -122,3 +122,14 @@ def test_a_disposal_cannot_be_rewritten(statement: str) -> None:
     destroy_class(request, DataClass.PAYLOAD, actor="worker", sign=sign)
     with pytest.raises(DatabaseError), transaction.atomic(), connection.cursor() as cursor:
         cursor.execute(statement)
+
+
+def test_a_key_that_was_overwritten_and_not_yet_removed_is_destroyed_already() -> None:
+    request = request_in("received")
+    item = seal(request, DataClass.PAYLOAD, "application", SECRET)
+    file = Path(settings.KEY_STORE_DIR) / item.key_id
+    file.write_bytes(b"\0" * file.stat().st_size)
+    with pytest.raises(PayloadDestroyedError):
+        open_sealed(request, DataClass.PAYLOAD, "application")
+    destroy_class(request, DataClass.PAYLOAD, actor="worker", sign=sign)
+    assert not file.exists()

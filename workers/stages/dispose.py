@@ -16,7 +16,8 @@ from workers.clearing import clear, record_cleared, what_remains
 from workers.jobs import Lease
 from workers.workspace import check_wiped, wipe_orphans, wipe_run
 
-_DESTROYING = f"class_{DataClass.PAYLOAD}"
+# Once written, this step stays: a later try may find the keys gone, and then knows that an earlier one had looked.
+_DESTROYING = "destroy_keys"
 
 
 def run(lease: Lease) -> None:
@@ -31,13 +32,12 @@ def run(lease: Lease) -> None:
         if job.step != _DESTROYING:
             raise
         # The key went and its record did not come: an earlier try had looked, and nothing can be looked for now.
-    lease.record(step="wipe")
     for unlearning in UnlearningRun.objects.filter(batch__targets__request=job.request).distinct():
         wipe_run(unlearning)
     wipe_orphans()
     record_wiped(job.request, check_wiped(job.request), actor="worker", sign=sign_disposal)
+    lease.record(step=_DESTROYING)
     for data_class in (DataClass.PAYLOAD, DataClass.IDENTITY):
-        lease.record(step=f"class_{data_class}")
         destroy_class(job.request, data_class, actor="worker", sign=sign_disposal)
     with lease.fenced():
         for target in targets:
