@@ -75,7 +75,7 @@ def test_an_outsider_is_told_that_a_policy_made_for_tests_proves_nothing(
 ) -> None:
     _, summary, told = played
     assert summary["certificate_verifies"] is False
-    assert "1 of 19 checks failed, first policy" in told
+    assert "checks failed, first policy" in told
 
 
 def test_the_summary_has_what_readers_count_on(played: tuple[Path, dict[str, Any], str]) -> None:
