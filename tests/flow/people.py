@@ -1,7 +1,7 @@
 """The people of a case, in a process of their own: each acts as soon as the workers have done their part.
 
     python -m tests.flow.people start --email ADDRESS --name NAME --statement TEXT
-    python -m tests.flow.people finish | withdraw | decline
+    python -m tests.flow.people finish | withdraw | decline | settled
     python -m tests.flow.people facts | opened | candidate | left
 
 The last line printed is JSON. `facts` leaves ids and times out, so that two cases can be compared.
@@ -71,6 +71,11 @@ def finish(request: ErasureRequest) -> None:
     decide_evidence(request, choice="release", reason="all_gates_passed", reviewer=rhea())
     wait(Certificate.objects.filter(target__request=request).exists, "the draft")
     issue_certificate(Certificate.objects.get(target__request=request), member=second_reviewer())
+    settle(request)
+
+
+def settle(request: ErasureRequest) -> None:
+    """Wait until nothing is owed any more."""
     wait(lambda: is_settled(request), "letters and disposal")
 
 
@@ -185,7 +190,7 @@ def decline() -> None:
     decide_evidence(request, choice="decline", reason="evidence_failed", reviewer=rhea())
     wait(Certificate.objects.exists, "the report")
     issue_certificate(Certificate.objects.get(), member=second_reviewer())
-    wait(lambda: is_settled(request), "letters and disposal")
+    settle(request)
 
 
 def main() -> None:
@@ -197,6 +202,7 @@ def main() -> None:
     acts: dict[str, Callable[[], object]] = {
         "start": lambda: start(options.email, options.name, options.statement).pk,
         "finish": lambda: finish(ErasureRequest.objects.get()),
+        "settled": lambda: settle(ErasureRequest.objects.get()),
         "facts": facts,
         "opened": opened,
         "candidate": candidate,
