@@ -1,3 +1,3 @@
 """Cases for tests of the workers."""
 
-from tests.flow.conftest import case, simulator  # noqa: F401 - fixtures
+from tests.flow.conftest import case, simulator, tiny, undisturbed  # noqa: F401 - fixtures
