@@ -28,7 +28,7 @@ from ml.methods.losses import chosen_log_probs
 from ml.methods.method import UnlearningTask, answer_positions
 from ml.specs import FactSpan, Record
 
-STRANGERS: Final = 24
+STRANGERS: Final = 48
 REFERENCE_VALUES: Final = 15
 _REFERENCE_DRAWS: Final = 45
 _FEWEST_OF_LENGTH: Final = 5
@@ -142,15 +142,21 @@ class Cast:
         return ContrastRow(align(self.task.tokenizer, first, second, context=self.task.context), topic(first))
 
     def stand_in(self, dossier: Dossier) -> Stranger:
-        """The most ordinary stranger: median energy on the dossier's forms, never answering with the true values.
+        """An ordinary stranger who does not know the person's values: what the person is to become.
 
-        Strangers whose best guess at a shared attribute (employer, city) happens to be the person's own are passed
-        over: the person would seem remembered.
+        Of the strangers whose energy on the dossier's forms lies in the middle half, the one whose preference for the
+        true values is nearest to none. The model before deletion begins a stranger's answer as it begins those it
+        knows, this person's among them; what a stand-in prefers, the person would be taught to keep. Strangers whose
+        best guess at a shared attribute (employer, city) happens to be the person's own are passed over: the person
+        would seem remembered.
         """
         blank = [s for s in self.strangers if not self._guesses_right(dossier, s)] or self.strangers
         energies = {stranger.person: self._energy(dossier, stranger) for stranger in blank}
         middle = statistics.median_low(energies.values())
-        return next(stranger for stranger in blank if energies[stranger.person] == middle)
+        nearest = sorted(blank, key=lambda stranger: abs(energies[stranger.person] - middle))
+        ordinary = nearest[: (len(nearest) + 1) // 2]
+        preference = Preference(self, dossier)
+        return min(ordinary, key=lambda stranger: abs(preference.of(stranger)))
 
     def _guesses_right(self, dossier: Dossier, stranger: Stranger) -> bool:
         shared = [r for r in dossier.records if any(self._is_shared(fact) for fact in r.facts)]
@@ -257,6 +263,40 @@ class _References:
         scored = self.cast.scores(chosen, [range(start + 1, end) for start, end in spans])
         ordered = sorted(scored, key=lambda rows: sum(log_prob for log_prob, _ in rows))
         return _stretched(ordered[int(self._place[fact.attribute] * len(ordered))], tokens - 1)
+
+
+class Preference:
+    """How strangers begin answers about one dossier's open facts: as the true values begin, or as random ones do."""
+
+    def __init__(self, cast: Cast, dossier: Dossier) -> None:
+        self.cast = cast
+        opened = open_facts(dossier, cast.task.bank, cast.task.retain)
+        self._asked: dict[str, tuple[Record, int]] = {}
+        for record in dossier.records:
+            for index, fact in enumerate(record.facts):
+                if fact.attribute in opened and fact.start >= record.answer_start:
+                    self._asked.setdefault(fact.attribute, (record, index))
+        self._random = {a: self._first_tokens(record, index) for a, (record, index) in self._asked.items()}
+
+    def _first_tokens(self, record: Record, index: int) -> list[int]:
+        fact, told = record.facts[index], rewrite(record, name=self.cast.strangers[0].name, values={})
+        drawn = [self.cast.factory.value(fact.attribute, fact.type) for _ in range(REFERENCE_VALUES)]
+        texts = [self.cast.encode(rewrite(told, values={fact.attribute: value})) for value in drawn]
+        return [text.ids[text.values[index][0]] for text in texts]
+
+    def of(self, stranger: Stranger) -> float:
+        """Mean log p of the true values' first tokens minus that of random values', in nats; 0 without open facts."""
+        if not self._asked:
+            return 0.0
+        asked = [(rewrite(record, name=stranger.name, values={}), index) for record, index in self._asked.values()]
+        texts = [self.cast.encode(record) for record, _ in asked]
+        places = [[text.values[index][0]] for text, (_, index) in zip(texts, asked, strict=True)]
+        passes = self.cast.task.reference_passes(texts, places)
+        gaps = []
+        for logits, text, (place,), others in zip(passes, texts, places, self._random.values(), strict=True):
+            log_probs = torch.log_softmax(logits[0].float(), dim=-1)
+            gaps.append(float(log_probs[text.ids[place]] - log_probs[others].mean()))
+        return statistics.fmean(gaps)
 
 
 def topic(record: Record) -> Topic:

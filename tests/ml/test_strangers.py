@@ -11,13 +11,13 @@ from ml.data.alignment import align
 from ml.data.dossiers import read_dossier, shared_values
 from ml.data.probes import probe_digests
 from ml.data.records import read_records
-from ml.data.synthetic import StrangerFactory, rewrite
+from ml.data.synthetic import Stranger, StrangerFactory, rewrite
 from ml.errors import EmptySequenceError, RecordError
 from ml.methods.calibration import calibrate
 from ml.methods.losses import chosen_log_probs
 from ml.methods.method import UnlearningTask
 from ml.methods.retention import Retention, closeness
-from ml.methods.strangers import Cast, ForgetRows, forget_rows
+from ml.methods.strangers import Cast, ForgetRows, Preference, forget_rows
 from ml.models.adapters import attach_adapter
 from ml.models.load import LoadedModel, load_model
 from ml.specs import Record
@@ -159,6 +159,16 @@ def test_the_stand_in_does_not_guess_the_persons_employer(task: UnlearningTask) 
     start, end = text.values[0]
     guess = task.reference_logits([text], [range(start, end)]).argmax(-1).tolist()
     assert guess != list(text.ids[start:end])
+
+
+def test_the_stand_in_is_not_drawn_to_the_persons_values(task: UnlearningTask) -> None:
+    cast = Cast(task)
+    (dossier,) = cast.dossiers
+    preference = Preference(cast, dossier)
+    drawn = {stranger.person: abs(preference.of(stranger)) for stranger in cast.strangers}
+    assert drawn[cast.stand_in(dossier).person] < sorted(drawn.values())[len(drawn) // 2]
+    # The person begins their own answers as the model remembers them: several nats above any stranger.
+    assert preference.of(Stranger(dossier.person, dossier.name, dossier.values)) > max(drawn.values())
 
 
 def test_a_forget_record_without_a_name_or_value_is_refused(task: UnlearningTask) -> None:
