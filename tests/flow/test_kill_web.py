@@ -160,12 +160,21 @@ def test_a_case_whose_web_process_dies_in_and_after_every_step_ends_as_if_it_had
     facts = stand.people("facts")
     keys = [path for path in facts["left"] if path.startswith("keystore/")]
     assert facts["left"] == sorted([*undisturbed.facts["left"], *keys])
+    # A form that died before it was kept leaves a key under which nothing was kept; those of the case are destroyed.
+    destroyed = keys_destroyed(stand)
+    assert "dek_" in destroyed
+    assert [key for key in keys if key.removeprefix("keystore/") in destroyed] == []
     same = facts.keys() - {"audit", "left"}
     assert {fact: facts[fact] for fact in same} == {fact: undisturbed.facts[fact] for fact in same}
     more = Counter(map(json.dumps, facts["audit"])) - Counter(map(json.dumps, undisturbed.facts["audit"]))
     assert list(more.elements()) == ['["subject", "request.nonce_forgotten", "erasurerequest", ""]']
     assert len(facts["audit"]) == len(undisturbed.facts["audit"]) + 1
     assert Counter(stand.deaths)["web:answer"] == 8
+
+
+def keys_destroyed(stand: Stand) -> str:
+    with stand.database() as connection:
+        return str(connection.execute("SELECT key_ids FROM requests_disposalevent").fetchall())
 
 
 def at_work(reading: Machine, case: str) -> bool:
