@@ -13,7 +13,7 @@ from demo.progress import Screen
 
 _POLL_S: Final = 0.5
 _READING: Final = ("requests:read", "targets:read", "evidence:read", "certificates:read")
-_REASONS: Final = {"PASS": "all_gates_passed", "FAIL": "evidence_failed"}
+_REASONS: Final = {"PASS": "all_gates_passed", "FAIL": "evidence_failed"}  # nosec B105
 _WORDS: Final = {
     "locate": "searching",
     "unlearn": "unlearning",
