@@ -38,7 +38,7 @@ class EnergyBoundarySettings:
 
     training: Training = field(
         default_factory=lambda: Training(
-            steps=600, learning_rate=5e-3, rank=32, alpha=32.0, retain_rows=32, neighbour_rows=16
+            steps=750, learning_rate=5e-3, rank=32, alpha=32.0, retain_rows=32, neighbour_rows=16
         )
     )
     relearning: RelearningSettings = field(default_factory=RelearningSettings)
@@ -50,7 +50,7 @@ class EnergyBoundarySettings:
     stranger_weight: float = 1.0
     held_weight: float = 1.0
     energy_weight: float = 0.1
-    divergence_weight: float = 4.0
+    divergence_weight: float = 6.0
     cross_entropy_weight: float = 2.0
 
 

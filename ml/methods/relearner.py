@@ -34,7 +34,7 @@ class RelearningSettings:
     """
 
     every: int = 2
-    steps: int = 6
+    steps: int = 10
     learning_rate: float = 5e-3
     rows: int = 8
     share: float = 0.5
