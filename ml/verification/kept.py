@@ -13,7 +13,7 @@ from ml.attacks.extraction import extraction_strength
 from ml.attacks.fused import TokenStatistics
 from ml.attacks.mean_loss import mean_loss, probability
 from ml.data.probes import read_probe_digests, text_sha256
-from ml.metrics.utility import non_inferiority
+from ml.metrics.utility import non_inferiority, not_below_strangers
 from ml.reports import UtilityResult
 from ml.specs import UtilityRule
 from ml.verification.bench import Bench
@@ -29,6 +29,14 @@ class Paired:
     clusters: tuple[int, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class AgainstStrangers:
+    """Scores of one person's items, (items,), and of the same items about strangers, (persons, items)."""
+
+    subject: Tensor
+    strangers: Tensor
+
+
 def utility_results(bench: Bench) -> list[UtilityResult]:
     """The policy's utility claims, in its order."""
     return [_result(bench, rule) for rule in bench.spec.policy.utility]
@@ -38,6 +46,8 @@ def _result(bench: Bench, rule: UtilityRule) -> UtilityResult:
     measured = PAIRINGS[rule.id.split(".")[0]](bench, rule.score)
     if isinstance(measured, Failure):
         return UtilityResult(rule.id, rule.score, "error", measured.reason)
+    if isinstance(measured, AgainstStrangers):
+        return not_below_strangers(rule, measured.subject, measured.strangers)
     return non_inferiority(rule, measured.before, measured.after, measured.clusters, seed=bench.spec.seed)
 
 
@@ -84,28 +94,24 @@ def _held_out(bench: Bench, score: str) -> Paired | Failure:
     return _on_kept_texts(bench, score, fresh)
 
 
-def _fluent(bench: Bench, score: str) -> Paired | Failure:
-    """U5: the subject's generated answers against the twins' to the same questions; "before" is the twins' mean.
+def _fluent(bench: Bench, score: str) -> AgainstStrangers | Failure:
+    """U5: the subject's generated answers against the twins' to the same questions.
 
-    Openings that say the person's name are left out: a model asked about a stranger may name somebody else in
-    perfectly good language.
+    Answers that say the person's name first are left out: a model asked about a stranger may name somebody else in
+    perfectly good language, and how many tokens a name has differs from person to person.
     """
     part = bench.fluency()
     if isinstance(part, Failure):
         return part
     questions = [q for q in bench.plan.questions if q.prefill == 0]
     table = part.tensors["opening" if score == "opening_probability" else "entropy"].reshape(-1, len(questions))
-    expected, subject = table[1:].mean(dim=0), table[0]
-    chosen = list(range(len(questions)))
-    if score == "opening_probability":
-        chosen = [i for i in chosen if not questions[i].names_first]
+    table = table[:, [i for i, question in enumerate(questions) if not question.names_first]]
     if score == "relative_ngram_entropy":
-        subject, expected = subject / expected.clamp_min(1e-6), torch.ones_like(expected)
-    facts = {attribute: number for number, attribute in enumerate(bench.plan.facts)}
-    return Paired(expected[chosen], subject[chosen], tuple(facts[questions[i].attribute] for i in chosen))
+        table = table / table[1:].mean(dim=0).clamp_min(1e-6)
+    return AgainstStrangers(table[0], table[1:])
 
 
-PAIRINGS: Final[Mapping[str, Callable[[Bench, str], Paired | Failure]]] = {
+PAIRINGS: Final[Mapping[str, Callable[[Bench, str], Paired | AgainstStrangers | Failure]]] = {
     "U1": _retained,
     "U2": _neighbours,
     "U4": _held_out,

@@ -19,7 +19,7 @@ from ml.metrics.intervals import (
     paired_t,
 )
 from ml.metrics.roc import auroc_interval, clustered_auroc
-from ml.metrics.utility import non_inferiority
+from ml.metrics.utility import non_inferiority, not_below_strangers
 from ml.specs import UtilityRule
 from tests.ml.fixture_f import one_text
 
@@ -164,6 +164,48 @@ def test_too_few_items_or_persons_leave_utility_missing_and_not_fine() -> None:
     assert (few.status, few.reason, few.lower) == ("missing", "too_few_items", None)
     alone = non_inferiority(RULE, torch.ones(120), torch.ones(120), [0] * 120, seed=1)
     assert (alone.status, alone.reason, alone.lower) == ("missing", "too_few_persons", None)
+
+
+def strangers(count: int = 19, items: int = 120, *, seed: int = 1) -> torch.Tensor:
+    """Scores around 1 of people who differ from each other, and of items that differ too."""
+    generator = torch.Generator().manual_seed(seed)
+    persons = 1 + 0.01 * torch.randn(count, 1, generator=generator)
+    return persons + 0.1 * torch.randn(count, items, generator=generator)
+
+
+def test_a_person_is_bounded_against_strangers_by_how_much_strangers_differ() -> None:
+    others = strangers()
+    result = not_below_strangers(RULE, others.mean(dim=0) - 0.01, others)
+    spread = float(others.double().mean(dim=1).std())
+    # t(.95, 18) = 1.7341
+    assert result.mean_change == pytest.approx(-0.01, abs=1e-6)
+    assert result.lower == pytest.approx(-0.01 - 1.7341 * spread * math.sqrt(1 + 1 / 19), abs=1e-5)
+    assert result.upper == pytest.approx(-0.01 + 1.7341 * spread * math.sqrt(1 + 1 / 19), abs=1e-5)
+    assert (result.items, result.persons) == (120, 19)
+
+
+def test_a_stranger_held_against_strangers_falls_below_the_bound_about_as_often_as_stated() -> None:
+    def fell(seed: int) -> bool:
+        drawn = strangers(20, 100, seed=seed)
+        result = not_below_strangers(RULE, drawn[0], drawn[1:])
+        assert result.upper is not None
+        return result.upper < 0
+
+    assert 0.02 < sum(fell(seed) for seed in range(400)) / 400 < 0.08
+
+
+def test_broken_answers_lie_below_every_stranger() -> None:
+    others = strangers()
+    result = not_below_strangers(RULE, 0.5 * others[0], others)
+    assert result.upper is not None
+    assert result.upper < -0.3
+
+
+def test_too_few_strangers_leave_the_comparison_missing_and_not_fine() -> None:
+    few = not_below_strangers(RULE, torch.ones(120), strangers(9))
+    assert (few.status, few.reason, few.lower) == ("missing", "too_few_persons", None)
+    short = not_below_strangers(RULE, torch.ones(99), strangers(19, 99))
+    assert (short.status, short.reason) == ("missing", "too_few_items")
 
 
 def _people(rng: random.Random, count: int, letters: str) -> list[list[str]]:
