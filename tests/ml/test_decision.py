@@ -7,7 +7,7 @@ import random
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from ml.decision import REMEDIES, REQUIRED_CHECKS, Result, Verdict, judge, unattainable
@@ -307,12 +307,19 @@ def _damaged(report: VerificationReport, field: str, place: int, how: str) -> Ve
     return without(report, field, index)
 
 
+def _rows(report: VerificationReport) -> dict[str, list[str]]:
+    """What a report says, whatever the order of its rows."""
+    return {field: sorted(map(repr, getattr(report, field))) for field in _PIECES}
+
+
 @settings(max_examples=200, deadline=None)
 @given(_EDITS)
 def test_damaged_evidence_never_passes(edits: list[tuple[str, int, str]]) -> None:
     report = passing_report()
     for field, place, how in edits:
         report = _damaged(report, field, place, how)
+    # A row that was doubled and then dropped once is where it was.
+    assume(_rows(report) != _rows(passing_report()))
     assert judge(report, POLICY).result is not Result.PASS
 
 

@@ -248,7 +248,8 @@ def start(spec: UnlearningSpec) -> subprocess.Popen:
     )
 
 
-@pytest.mark.parametrize("moment", ["loading 0", pytest.param("unlearning 12", marks=pytest.mark.slow), "saving 0"])
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["loading 0", "unlearning 12", "saving 0"])
 def test_a_run_killed_at_any_moment_ends_in_the_same_candidate(
     tiny: TinyWorld, tmp_path: Path, finished: tuple[UnlearningSpec, UnlearningReport], moment: str
 ) -> None:
