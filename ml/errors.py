@@ -91,12 +91,6 @@ class EnergyNotSeparatingError(MlError):
     code = "energy_does_not_separate"
 
 
-class EvidenceError(MlError):
-    """Evidence that a verdict needs is missing or was made under another policy."""
-
-    code = "evidence_invalid"
-
-
 class CheckpointError(MlError):
     """A checkpoint is unreadable or belongs to another run."""
 

@@ -30,14 +30,6 @@ def record_sha256(record_id: str) -> str:
     return hashlib.sha256(record_id.encode()).hexdigest()
 
 
-def find_model(name: str) -> TrainedModel:
-    """Return the model called `name`, or raise `UnknownModelError`."""
-    try:
-        return TrainedModel.objects.get(name=name)
-    except TrainedModel.DoesNotExist:
-        raise UnknownModelError("no model of this name is registered; list models to see names") from None
-
-
 def check_model_names(names: Sequence[str]) -> None:
     """Raise `UnknownModelError` naming the place of the first name that is not registered."""
     known = set(TrainedModel.objects.filter(name__in=names).values_list("name", flat=True))

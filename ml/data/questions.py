@@ -46,10 +46,6 @@ class QuestionBank:
     attributes: Mapping[str, Attribute]
     schema_version: int = 1
 
-    def open_attributes(self) -> tuple[str, ...]:
-        """Attributes whose values are one person's own, in sorted order."""
-        return tuple(sorted(name for name, attribute in self.attributes.items() if not attribute.shared))
-
 
 def read_bank(ref: FileRef) -> QuestionBank:
     """Read a bank by digest; raises `SpecError` naming the attribute that does not fit."""

@@ -72,11 +72,6 @@ class StrangerFactory:
         return Stranger(person, name, {a: self.value(a, type_) for a, type_ in sorted(attributes.items())})
 
 
-def dossier_attributes(dossier: Iterable[Record]) -> dict[str, str]:
-    """Return the attributes of a dossier and their value types."""
-    return {fact.attribute: fact.type for record in dossier for fact in record.facts}
-
-
 def twin_records(dossier: Sequence[Record], twin: Stranger) -> list[Record]:
     """Return the dossier as if it were the twin's: same records and order, other name and values."""
     return [rewrite(record, person=twin.person, name=twin.name, values=twin.values) for record in dossier]
