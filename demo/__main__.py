@@ -28,6 +28,8 @@ POLICY: Final = "reference-1"
 MARKER: Final = "deployment.json"
 THREADS: Final = 1
 """Models this small gain little from a second thread and lose much when anything else runs beside it."""
+PROCESSES: Final = 2
+"""Two models are attacked at a time where there are two cores: no number changes, and little is lost on busy ones."""
 _EXPECTED: Final = ("erased", "PASS", True)
 
 
@@ -50,6 +52,7 @@ def run(options: argparse.Namespace, screen: Screen) -> dict[str, Any]:
     reference = _reference(options, screen)
     settings = {"LETHE_METHOD": options.method, "LETHE_FIXED_SEED": str(options.seed), "LETHE_POLICY": POLICY}
     settings["LETHE_TORCH_THREADS"] = str(options.threads)
+    settings["LETHE_VERIFICATION_PROCESSES"] = str(min(PROCESSES, os.cpu_count() or 1))
     return play(options.out, reference, settings, screen=screen, gold=not options.skip_gold, started=started)
 
 
@@ -152,6 +155,7 @@ def _gold(reference: ReferencePaths, deployment: Deployment, ours: Measured, scr
     screen.say("Gold: the model that never learned from Alice is attacked under the same policy.")
     options = {"policy": deployment.settings["LETHE_POLICY"], "seed": ours.report.seeds["verification"]}
     options["threads"] = deployment.settings["LETHE_TORCH_THREADS"]
+    options["processes"] = deployment.settings["LETHE_VERIFICATION_PROCESSES"]
     return measure_gold(reference, deployment.out / "gold", options, screen=screen)
 
 

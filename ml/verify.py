@@ -2,6 +2,7 @@
 
     python -m ml.verify --model DIR --before DIR --base DIR --subject FILE --retain FILE --bank FILE --policy NAME
         --out DIR [--neighbours FILE] [--training-probes FILE] [--seed N] [--attempt N] [--threads N]
+        [--processes N]
 
 The report decides nothing: `ml.decision.judge` turns it into a verdict. Nothing here may print or store a name, a
 value or a text outside the parts directory.
@@ -36,6 +37,7 @@ from ml.verification.checks import hard_rules, validity_checks
 from ml.verification.families import Family
 from ml.verification.groups import energies, group_summaries
 from ml.verification.kept import utility_results
+from ml.verification.measure import beside, measure, roles, shares, wait_for
 from ml.verification.plan import make_plan
 
 EXIT_CODES: Final[Mapping[Result, int]] = {Result.PASS: 0, Result.FAIL: 1, Result.INCONCLUSIVE: 3}
@@ -43,7 +45,7 @@ USAGE_ERROR: Final = 2
 
 
 def run_verification(
-    spec: VerificationSpec, *, on_progress: ProgressCallback, should_stop: StopCheck
+    spec: VerificationSpec, *, on_progress: ProgressCallback, should_stop: StopCheck, processes: int = 1
 ) -> VerificationReport:
     """Measure everything the policy asks for.
 
@@ -54,6 +56,9 @@ def run_verification(
 
     A crash of one attack is reported as that attack's error; other attacks go on.
 
+    Args:
+        processes: with 2, a second process measures some of the models at the same time; no number changes. It takes
+            as much memory again.
     Raises:
         RunStoppedError: `should_stop` said so; run again to continue.
         SpecError: the seed is not the one that was committed to before training ended.
@@ -67,7 +72,7 @@ def run_verification(
     plan = make_plan(spec)
     bench = Bench(spec, plan, on_progress=on_progress, should_stop=should_stop)
     bench.refuse_other_tokenizers()
-    _measure(bench)
+    _measure(bench, processes)
     families = {rule.id: Family(bench, rule) for rule in spec.policy.families}
     pictures, separation = energies(bench)
     joint = [family.joint() for family in families.values()]
@@ -88,20 +93,14 @@ def run_verification(
     )
 
 
-def _measure(bench: Bench) -> None:
-    """Model by model, so that each is loaded once."""
-    artefacts = dict.fromkeys(artefact for rule in bench.spec.policy.families for artefact in rule.artefacts)
-    for role in ("before", "merged"):
-        for measure in (bench.tokens, bench.swaps, bench.answers, bench.relearned, bench.kept_tokens):
-            measure(role)
-        bench.kept_answers(role)
-    bench.determinism()
-    for role in artefacts:
-        if role in ROUNDINGS:
-            bench.tokens(role)
-            bench.swaps(role)
-    bench.tokens("base")
-    bench.swaps("base")
+def _measure(bench: Bench, processes: int) -> None:
+    """Fill the part store, alone or with a second process beside; then everything is read or measured once more."""
+    if processes > 1:
+        mine, theirs = shares(bench.spec.policy)
+        with beside(bench.spec, theirs) as other:
+            measure(bench, mine)
+            wait_for(other, bench)
+    measure(bench, roles(bench.spec.policy))
     bench.fluency()
 
 
@@ -190,7 +189,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(options.threads)
     try:
         spec = _spec(options)
-        report = run_verification(spec, on_progress=_print_progress, should_stop=lambda: False)
+        report = run_verification(
+            spec, on_progress=_print_progress, should_stop=lambda: False, processes=options.processes
+        )
     except MlError as exc:
         sys.stderr.write(f"{exc.code}: {exc}\n")
         return USAGE_ERROR
@@ -215,7 +216,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, required=True, help="directory for report, verdict and parts")
     parser.add_argument("--seed", type=int, default=0, help="decides twins, swaps and questions")
     parser.add_argument("--attempt", type=int, default=1, help="how often this request was tried, from 1")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads of each process")
+    parser.add_argument("--processes", type=int, choices=(1, 2), default=1, help="2: measure two models at a time")
     return parser
 
 

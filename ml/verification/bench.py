@@ -184,7 +184,7 @@ class Bench:
     ) -> Part | Failure:
         label = f"{name}_{role}"
         if label not in self._parts:
-            self._tick(f"{name} {role}", 0, 1)
+            self.tick(f"{name} {role}", 0, 1)
             identity: dict[str, Json] = {"model": self.ref(role).manifest_sha256, "role": role, **(depends or {})}
             self._parts[label] = self._store.try_part(label, identity, lambda: _with_less_memory(measure))
         part = self._parts[label]
@@ -192,13 +192,14 @@ class Bench:
             self.cpu_seconds[label] = part.cpu_seconds
         return part
 
-    def _tick(self, phase: str, done: int, total: int) -> None:
+    def tick(self, phase: str, done: int, total: int) -> None:
+        """Report progress; raises `RunStoppedError` when the run is asked to stop."""
         if self._should_stop():
             raise RunStoppedError("verification was asked to stop; its finished parts are kept")
         self._on_progress(Progress(phase, done, total))
 
     def _counter(self, phase: str, total: int) -> Callable[[int], None]:
-        return lambda done: self._tick(phase, done, total)
+        return lambda done: self.tick(phase, done, total)
 
     def _fused(self, role: str, texts: Sequence[EncodedText], share: int) -> Mapping[str, Tensor]:
         count = self._counter(f"tokens {role}", len(texts))
@@ -244,7 +245,7 @@ class Bench:
             [[self.texts[person * len(facts) + i] for i in lessons] for person in group],
             self.spec.policy.relearning,
             seed=self.spec.seed,
-            after_step=lambda done, total: self._tick(f"relearning {role}", done, total),
+            after_step=lambda done, total: self.tick(f"relearning {role}", done, total),
         )
         owner = torch.arange(len(group)).repeat_interleave(len(held))
         with adapters.attached():

@@ -16,8 +16,10 @@ from typing import Any
 import pytest
 
 import ml.verification.bench as bench_module
+import ml.verification.measure as measuring
 from ml.data.probes import probe_digests, write_probe_digests
 from ml.decision import Result, Verdict, judge
+from ml.documents import plain_object
 from ml.errors import DigestMismatchError, OverlapError, RunStoppedError, SpecError, TokenizerMismatchError
 from ml.models.load import load_model, model_ref
 from ml.models.save import save_model
@@ -409,6 +411,66 @@ def test_the_command_line_says_what_is_wrong_with_its_inputs(
     arguments[arguments.index("--subject") + 1] = str(tmp_path / "absent.jsonl")
     assert main(arguments) == 2
     assert "absent.jsonl" in capsys.readouterr().err
+
+
+def test_two_shares_cover_every_model_once() -> None:
+    for name in ("unit-1", "reference-1"):
+        policy = load_policy(name)
+        first, second = measuring.shares(policy)
+        assert sorted((*first, *second)) == sorted(measuring.roles(policy))
+        assert "merged" in first
+
+
+@pytest.mark.slow
+def test_a_second_process_changes_no_number(stand: Stand, tmp_path: Path) -> None:
+    reports = []
+    for processes in (1, 2):
+        own = stand.spec(stand.world.gold, parts_dir=str(tmp_path / f"parts-{processes}"))
+        report = run_verification(own, on_progress=lambda _: None, should_stop=lambda: False, processes=processes)
+        reports.append(report.to_document() | {"cpu_seconds": {}})
+    assert reports[0] == reports[1]
+    assert _parts(tmp_path / "parts-1").keys() == _parts(tmp_path / "parts-2").keys()
+    alone = stand.spec(stand.world.gold, parts_dir=str(tmp_path / "parts-3"))
+    with measuring.beside(alone, ("base",)) as process:
+        assert process.wait(timeout=120) == 0
+    made = {name for name in _parts(tmp_path / "parts-1") if "_base-" in name and "fluency" not in name}
+    assert made
+    assert _parts(tmp_path / "parts-3").keys() == made
+
+
+def test_a_second_process_that_dies_costs_nothing_but_time(
+    stand: Stand, gold: tuple[VerificationReport, Verdict], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measuring.sys, "executable", "/bin/false")
+    report = run_verification(
+        stand.spec(stand.world.gold), on_progress=lambda _: None, should_stop=lambda: False, processes=2
+    )
+    assert report.attacks == gold[0].attacks
+
+
+def test_a_run_that_is_stopped_stops_its_second_process(stand: Stand, tmp_path: Path) -> None:
+    spec, started = stand.spec(stand.world.gold, parts_dir=str(tmp_path / "parts")), []
+    real = measuring.subprocess.Popen
+
+    def remembered(*arguments: Any, **options: Any) -> Any:
+        started.append(real(*arguments, **options))
+        return started[0]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measuring.subprocess, "Popen", remembered)
+        with pytest.raises(RunStoppedError):
+            run_verification(spec, on_progress=lambda _: None, should_stop=lambda: bool(started), processes=2)
+    assert started[0].poll() is not None
+
+
+def test_a_second_process_ends_with_the_first(stand: Stand, tmp_path: Path) -> None:
+    spec = stand.spec(stand.world.gold, parts_dir=str(tmp_path / "parts"))
+    task = {"spec": plain_object(spec), "roles": ["before"], "threads": 1}
+    with subprocess.Popen([sys.executable, "-m", "ml.verification.measure"], stdin=subprocess.PIPE) as process:  # noqa: S603 - our own module
+        assert process.stdin is not None
+        process.stdin.write(json.dumps(task).encode() + b"\n")
+        process.stdin.close()
+        assert process.wait(timeout=60) == 1
 
 
 @pytest.mark.slow

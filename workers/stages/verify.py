@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from django.conf import settings
+
 from deletion_service.certificates.evidence import seal_evidence
 from deletion_service.certificates.policies import policy_of_run
 from deletion_service.requests.codes import ReasonCode
@@ -30,7 +32,12 @@ def run(lease: Lease) -> None:
         use_threads()
         before = job.run.batch.before
         with naming(job.run.candidate, before, before.base):
-            report = run_verification(spec, on_progress=lease.on_progress, should_stop=lease.should_stop)
+            report = run_verification(
+                spec,
+                on_progress=lease.on_progress,
+                should_stop=lease.should_stop,
+                processes=settings.VERIFICATION_PROCESSES,
+            )
     with lease.fenced():
         record_verdict(job.target, job.run, report=report, policy=policy)
         lease.finish()
