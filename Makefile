@@ -72,7 +72,7 @@ gpu: setup
 
 # torch brings its own runtime libraries; which ones depends on the index it comes from.
 lock:
-	$(LOCK) --extra worker --extra dev --output-file requirements.lock
+	$(LOCK) --extra worker --extra benchmark --extra dev --output-file requirements.lock
 	$(LOCK) --extra web --output-file requirements-web.lock
 
 clean:

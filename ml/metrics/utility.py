@@ -6,10 +6,11 @@ import math
 from collections.abc import Sequence
 from typing import Final
 
+from scipy.stats import hmean
 from scipy.stats import t as student
 from torch import Tensor
 
-from ml.errors import EmptySetError
+from ml.errors import EmptySetError, NonFiniteError, SpecError
 from ml.metrics.intervals import clustered_bca
 from ml.reports import UtilityResult
 from ml.specs import UtilityRule
@@ -82,3 +83,22 @@ def not_below_strangers(rule: UtilityRule, subject: Tensor, strangers: Tensor) -
         lower=change - reach,
         upper=change + reach,
     )
+
+
+def model_utility(scores: Sequence[float]) -> float:
+    """TOFU's model utility: harmonic mean of nine aggregates, 0 as soon as one of them is 0. Oracle O-9.
+
+    Its retain part is training data and one small score drags the mean: for tables, never for a gate.
+
+    Raises:
+        EmptySetError: no score.
+        NonFiniteError: a score is NaN or infinite.
+        SpecError: a score below 0.
+    """
+    if not scores:
+        raise EmptySetError("model utility is the harmonic mean of at least one score")
+    if not all(math.isfinite(score) for score in scores):
+        raise NonFiniteError("a utility score is NaN or infinite; it was not measured")
+    if min(scores) < 0:
+        raise SpecError("model utility is made of scores from 0")
+    return float(hmean(scores))
