@@ -324,6 +324,8 @@ def _flags(report: VerificationReport, policy: VerdictPolicy) -> tuple[str, ...]
         flags.append("detectable")
     if any(row.p_low is not None and row.p_low <= policy.alpha + TOLERANCE for row in rows):
         flags.append("below_twins")
+    if policy.purpose == "provisional":
+        flags.append("provisional")
     return tuple(flags)
 
 

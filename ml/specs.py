@@ -249,11 +249,15 @@ class RelearningBudget:
 
 @dataclass(frozen=True, slots=True)
 class VerdictPolicy:
-    """A versioned set of limits, fixed before the run. `purpose` is `release`, or `test` for short test policies."""
+    """A versioned set of limits, fixed before the run.
+
+    `purpose` is `release`, `test` for short test policies, or `provisional` for the fast tier of another policy; only
+    the first may lead to a promotion.
+    """
 
     name: str
     version: int
-    purpose: Literal["release", "test"]
+    purpose: Literal["release", "test", "provisional"]
     alpha: float
     swaps: int
     minimum_facts: int

@@ -2,7 +2,7 @@
 
     python -m ml.verify --model DIR --before DIR --base DIR --subject FILE --retain FILE --bank FILE --policy NAME
         --out DIR [--neighbours FILE] [--training-probes FILE] [--seed N] [--attempt N] [--threads N]
-        [--processes N]
+        [--processes N] [--tier fast|full]
 
 The report decides nothing: `ml.decision.judge` turns it into a verdict. Nothing here may print or store a name, a
 value or a text outside the parts directory.
@@ -39,6 +39,7 @@ from ml.verification.groups import energies, group_summaries
 from ml.verification.kept import utility_results
 from ml.verification.measure import beside, measure, roles, shares, wait_for
 from ml.verification.plan import make_plan
+from ml.verification.tiers import fast_tier
 
 EXIT_CODES: Final[Mapping[Result, int]] = {Result.PASS: 0, Result.FAIL: 1, Result.INCONCLUSIVE: 3}
 USAGE_ERROR: Final = 2
@@ -101,7 +102,8 @@ def _measure(bench: Bench, processes: int) -> None:
             measure(bench, mine)
             wait_for(other, bench)
     measure(bench, roles(bench.spec.policy))
-    bench.fluency()
+    if "U5" in bench.wanted:
+        bench.fluency()
 
 
 def _blank_report(spec: VerificationSpec) -> VerificationReport:
@@ -217,16 +219,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="decides twins, swaps and questions")
     parser.add_argument("--attempt", type=int, default=1, help="how often this request was tried, from 1")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads of each process")
+    parser.add_argument("--tier", choices=("fast", "full"), default="full", help="fast: a provisional verdict, early")
     parser.add_argument("--processes", type=int, choices=(1, 2), default=1, help="2: measure two models at a time")
     return parser
 
 
 def _spec(options: argparse.Namespace) -> VerificationSpec:
     options.out.mkdir(parents=True, exist_ok=True)
+    policy = load_policy(options.policy)
     return VerificationSpec(
         run_id=options.out.name,
         attempt=options.attempt,
-        policy=load_policy(options.policy),
+        policy=fast_tier(policy) if options.tier == "fast" else policy,
         candidate=model_ref(options.model),
         before=model_ref(options.before),
         base=model_ref(options.base),

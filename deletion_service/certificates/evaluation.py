@@ -22,6 +22,7 @@ from deletion_service.certificates.forms import (
     WholeNumber,
     decimal_number,
 )
+from deletion_service.errors import EvidenceMissingError
 from ml.decision import Finding, GateVerdict, Result, Verdict
 from ml.reports import AttackResult, GuardResult, UtilityResult, VerificationReport
 from ml.specs import FamilyRule, UtilityRule, VerdictPolicy
@@ -119,7 +120,12 @@ def evaluation_of(
     """Return the `evaluation` part of a statement: the verdict's gates, their numbers, and what stayed untested.
 
     `declined` adds the finding that keeps a PASS which nobody released from being called a certificate.
+
+    Raises:
+        EvidenceMissingError: the policy is a fast tier, whose verdict is provisional.
     """
+    if policy.purpose == "provisional":
+        raise EvidenceMissingError(f"policy {policy.name} is a fast tier; verify under the full policy before stating")
     unmet = [_unmet(finding) for finding in verdict.findings]
     if declined:
         unmet.append(Unmet(DECLINED, "release", None, None, "INCONCLUSIVE"))

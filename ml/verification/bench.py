@@ -58,7 +58,7 @@ class Bench:
         candidate = self.model("merged")
         self.tokenizer, self.context = candidate.tokenizer, candidate.context
         self._tokenizer_sha256 = tokenizer_sha256(candidate)
-        self._store = PartStore(Path(spec.parts_dir), _inputs(spec, self._tokenizer_sha256))
+        self._store = PartStore(Path(spec.parts_dir), _inputs(spec, plan, self._tokenizer_sha256))
 
     # --- models ---
 
@@ -98,6 +98,18 @@ class Bench:
         return 1 + max(readers, default=0)
 
     @cached_property
+    def wanted(self) -> frozenset[str]:
+        """Which measurements some rule of the policy reads: what none reads is not measured."""
+        policy = self.spec.policy
+        utility = {rule.id.split(".")[0] for rule in policy.utility}
+        read = {ATTACKS[a].reads for rule in policy.families for a in (*rule.primary, *rule.detection)}
+        if "unique_identifier" in policy.hard_rules or "U5" in utility:
+            read.add("answers")
+        if utility & {"U1", "U2", "U4"}:
+            read.add("kept")
+        return frozenset({*read, *utility & {"U5"}})
+
+    @cached_property
     def texts(self) -> list[EncodedText]:
         """Dossier texts, person by person: text f of person p at p * facts + f."""
         told = [self._encode(self.plan.told_of(record, self.persons)) for record in self.plan.texts]
@@ -116,12 +128,16 @@ class Bench:
     @cached_property
     def prompts(self) -> list[Prompt]:
         """Questions of the generation family, person by person."""
-        persons = self.persons_for("answers")
-        asked = [
-            self._prompts(self.plan.told_of(q.record, persons), [q.attribute] * persons, q.prefill)
+        return self._asked(range(self.persons_for("answers")))
+
+    def _asked(self, persons: range) -> list[Prompt]:
+        columns = [
+            self._prompts(
+                self.plan.told_of(q.record, persons.stop)[persons.start :], [q.attribute] * len(persons), q.prefill
+            )
             for q in self.plan.questions
         ]
-        return [column[person] for person in range(persons) for column in asked]
+        return [column[index] for index in range(len(persons)) for column in columns]
 
     @cached_property
     def kept(self) -> list[Prompt]:
@@ -147,11 +163,34 @@ class Bench:
     def answers(self, role: str) -> Part | Failure:
         """Greedy answers to all questions of the generation family, as hits and as ragged token ids."""
         own = len(self.plan.questions)
-        return self._measure("answers", role, lambda share: self._ask(role, self.prompts, share, settle=own))
+        depends: dict[str, Json] = {"questions": own, "asked": self.persons_for("answers")}
+        return self._measure("answers", role, lambda share: self._ask(role, self.prompts, share, settle=own), depends)
 
     def relearned(self, role: str) -> Part | Failure:
         """Log-probabilities of the facts held out, after relearning the others: (persons * held out, 1 + swaps)."""
-        return self._measure("relearned", role, lambda share: {"log_probs": self._relearn(role, share)})
+        budget = plain_object(self.spec.policy.relearning)
+        persons = range(self.persons_for("relearned"))
+        depends: dict[str, Json] = {"relearning": budget, "taught": len(persons)}
+        return self._measure(
+            "relearned", role, lambda share: {"log_probs": self._relearn(role, persons, share)}, depends
+        )
+
+    def further(self, reads: str, role: str) -> Part | Failure:
+        """What `answers` or `relearned` left out: the same of every twin that no family asked for at first.
+
+        Its persons follow those of the first measurement, so that scores can be put behind each other.
+        """
+        rest = range(self.persons_for(reads), self.persons)
+        measures: dict[str, Callable[[int], Mapping[str, Tensor]]] = {
+            "answers": lambda share: {"hits": self._ask(role, self._asked(rest), share, settle=0)["hits"]},
+            "relearned": lambda share: {"log_probs": self._relearn(role, rest, share)},
+        }
+        depends: dict[str, Json] = {
+            "first": rest.start,
+            "questions": len(self.plan.questions),
+            "relearning": plain_object(self.spec.policy.relearning),
+        }
+        return self._measure(f"further_{reads}", role, measures[reads], depends)
 
     def kept_tokens(self, role: str) -> Part | Failure:
         """The fused pass over retained people's texts."""
@@ -168,7 +207,11 @@ class Bench:
         answers = self.answers("merged")
         if isinstance(answers, Failure):
             return answers
-        depends: dict[str, Json] = {"candidate": self.ref("merged").manifest_sha256}
+        depends: dict[str, Json] = {
+            "candidate": self.ref("merged").manifest_sha256,
+            "questions": len(self.plan.questions),
+            "asked": self.persons_for("answers"),
+        }
         return self._measure("fluency", "base", lambda share: self._judge_answers(answers, share), depends)
 
     def determinism(self) -> Part | Failure:
@@ -216,7 +259,8 @@ class Bench:
         """Answer the prompts; of the first `settle`, those that their true answer's tokens settle are not generated."""
         loaded = self.model(role)
         texts = [prompt.encoded for prompt in prompts[:settle]]
-        matches = greedy_match_length(fused_pass(loaded, texts, budget=DEFAULT_BUDGET // share)).tolist()
+        fused = [fused_pass(loaded, texts, budget=DEFAULT_BUDGET // share)] if texts else []
+        matches = [match for statistics in fused for match in greedy_match_length(statistics).tolist()]
         known = {i for i, match in enumerate(matches) if settled(prompts[i], match)}
         asked = [i for i in range(len(prompts)) if i not in known]
         generated = greedy_answers(
@@ -230,10 +274,10 @@ class Bench:
             answers[index] = tuple(answer)
         return {"hits": answer_hits(loaded.tokenizer, prompts, answers), **_ragged(answers)}
 
-    def _relearn(self, role: str, share: int) -> Tensor:
+    def _relearn(self, role: str, persons: range, share: int) -> Tensor:
         """Teach everybody the same half of their facts again, as many persons together as memory takes."""
-        persons, size = self.persons_for("relearned"), max(1, PERSONS_AT_ONCE // share)
-        groups = [range(start, min(persons, start + size)) for start in range(0, persons, size)]
+        size = max(1, PERSONS_AT_ONCE // share)
+        groups = [persons[start : start + size] for start in range(0, len(persons), size)]
         return torch.cat([self._relearn_group(role, group, share) for group in groups])
 
     def _relearn_group(self, role: str, group: range, share: int) -> Tensor:
@@ -306,8 +350,11 @@ def tokenizer_sha256(loaded: LoadedModel) -> str:
     return sha256_hex(loaded.tokenizer.backend_tokenizer.to_str().encode("utf-8"))
 
 
-def _inputs(spec: VerificationSpec, tokenizer: str) -> dict[str, Json]:
-    """What decides every text and number besides the model: part of each part's key."""
+def _inputs(spec: VerificationSpec, plan: Plan, tokenizer: str) -> dict[str, Json]:
+    """What decides every text and number besides the model: part of each part's key.
+
+    What decides some parts only stands in their own keys, so that a fast tier and the full one share the others.
+    """
     return {
         "forget": spec.forget.sha256,
         "retain": spec.retain.sha256,
@@ -315,10 +362,8 @@ def _inputs(spec: VerificationSpec, tokenizer: str) -> dict[str, Json]:
         "question_bank": spec.question_bank.sha256,
         "tokenizer": tokenizer,
         "seed": spec.seed,
-        "twins": {family.id: family.twins for family in spec.policy.families},
+        "twins": len(plan.twins),
         "swaps": spec.policy.swaps,
-        "questions": spec.policy.generation_prompts,
-        "relearning": plain_object(spec.policy.relearning),
         "device": spec.device,
         "dtype": spec.dtype,
         "torch": torch.__version__,

@@ -6,12 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from typing import Final
 
+import torch
 from torch import Tensor
 
 from ml.attacks import ATTACKS
 from ml.metrics.intervals import clopper_pearson_upper
 from ml.metrics.roc import auroc_interval
 from ml.rank_tests import (
+    TOLERANCE,
+    attempt_alpha,
     detection_p,
     low_p,
     min_p,
@@ -19,6 +22,7 @@ from ml.rank_tests import (
     residual_p,
     residual_ratio,
     residual_upper,
+    smallest_p,
     standard_deviation,
     strength,
     two_sided_p,
@@ -30,6 +34,8 @@ from ml.verification.parts import Failure
 from ml.verification.scores import attack_part, fact_kinds, item_scores, person_scores
 
 HISTOGRAM_BINS: Final = 20
+# Measurements so dear that a policy asks them of few twins.
+_FEW_TWINS: Final = frozenset({"answers", "relearned"})
 
 
 class Family:
@@ -86,13 +92,54 @@ class Family:
         )
 
     def joint(self) -> JointDetection | None:
-        """min-P over all attacks and artefacts, in both directions; `None` when one of them has no scores."""
-        table = [self.scores(attack, artefact) for attack, artefact in product(self.attacks, self.rule.artefacts)]
-        rows = [scores for scores in table if not isinstance(scores, Failure)]
+        """min-P over all attacks and artefacts, in both directions; `None` when one of them has no scores.
+
+        Where few twins were asked for and the person still stands above all of them, so few cannot tell a leak from
+        bad luck once every family's level is shared out. Then all twins are asked (sequential Monte Carlo: the p-value
+        after more draws stays valid, because drawing more depends on nothing but the ranks so far).
+        """
+        first = self._joint(self.scores)
+        if first is None or not self._needs_more_twins(first):
+            return first
+        return self._joint(self._scores_of_all)
+
+    def _joint(self, scores: Callable[[str, str], list[float] | Failure]) -> JointDetection | None:
+        table = [scores(attack, artefact) for attack, artefact in product(self.attacks, self.rule.artefacts)]
+        rows = [row for row in table if not isinstance(row, Failure)]
         if len(rows) < len(table):
             return None
         falling = [[-score for score in row] for row in rows]
-        return JointDetection(self.rule.id, self.attacks, self.rule.twins, min_p(rows), min_p(falling))
+        return JointDetection(self.rule.id, self.attacks, len(rows[0]) - 1, min_p(rows), min_p(falling))
+
+    def _needs_more_twins(self, first: JointDetection) -> bool:
+        """True when the person is above every twin, what remains is not bounded, and there are twins left to ask."""
+        readings = {ATTACKS[attack].reads for attack in self.attacks}
+        if not readings <= _FEW_TWINS or first.twins >= self.bench.persons - 1:
+            return False
+        if first.p_detect > smallest_p(first.twins) + TOLERANCE:
+            return False
+        alpha = attempt_alpha(self.bench.spec.attempt, alpha=self.bench.spec.policy.alpha)
+        return any(
+            not self._bounded(attack, artefact, alpha)
+            for attack in self.rule.primary
+            for artefact in self.rule.artefacts
+        )
+
+    def _bounded(self, attack: str, artefact: str, alpha: float) -> bool:
+        before, after = self.scores(attack, "before"), self.scores(attack, artefact)
+        if isinstance(before, Failure) or isinstance(after, Failure):
+            return False
+        return residual_p(before, after, self.rule.rho) <= alpha + TOLERANCE
+
+    def _scores_of_all(self, attack: str, role: str) -> list[float] | Failure:
+        """Scores of the person and every twin that was drawn, whatever number the family asked for."""
+        first, part = self.items(attack, role), self.bench.further(ATTACKS[attack].reads, role)
+        if isinstance(first, Failure):
+            return first
+        if isinstance(part, Failure):
+            return part
+        rest = item_scores(self.bench, attack, part)
+        return person_scores(torch.cat([first, rest]), None if attack in self.rule.primary else fact_kinds(self.bench))
 
     def guards(self) -> list[GuardResult]:
         """The guards whose metric could be measured, on the artefact where it is worst."""
@@ -165,9 +212,12 @@ def _excess(guard: Guard, result: GuardResult) -> float:
 
 
 def _pooled_auc(family: Family, artefact: str) -> GuardResult | None:
-    """Chance that a fact of the subject looks more familiar than a fact of a twin, with its 95 % interval."""
+    """Chance that a fact of the subject looks more familiar than a fact of a twin, with its 95 % interval.
+
+    One fact alone has no interval.
+    """
     items = family.items(family.rule.primary[0], artefact)
-    if isinstance(items, Failure):
+    if isinstance(items, Failure) or items.shape[1] < 2:
         return None
     area = auroc_interval(items[0], items[1:].flatten())
     return GuardResult(family.rule.id, "pooled_auc", area.mean, area.lower, area.upper)

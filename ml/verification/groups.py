@@ -31,9 +31,10 @@ def group_summaries(bench: Bench) -> list[GroupSummary]:
 
 
 def _dossier_groups(bench: Bench, moment: Moment, role: str) -> list[GroupSummary]:
-    tokens, answers = bench.tokens(role), bench.answers(role)
+    tokens = bench.tokens(role)
     if isinstance(tokens, Failure):
         return []
+    answers = bench.answers(role) if "answers" in bench.wanted else None
     facts = len(bench.plan.facts)
     everybody = torch.arange(bench.persons * facts).reshape(bench.persons, facts)
     groups = {"forget": everybody[0], "controls": everybody[1:].flatten()}
@@ -60,8 +61,8 @@ def _text_numbers(tokens: Part, rows: Tensor) -> dict[str, float]:
     }
 
 
-def _hit_numbers(bench: Bench, answers: Part | Failure, persons: slice) -> dict[str, float]:
-    if isinstance(answers, Failure):
+def _hit_numbers(bench: Bench, answers: Part | Failure | None, persons: slice) -> dict[str, float]:
+    if not isinstance(answers, Part):
         return {}
     hits = answers.tensors["hits"].reshape(-1, len(bench.plan.questions))[persons]
     kinds = [q.kind for q in bench.plan.questions]
@@ -71,9 +72,12 @@ def _hit_numbers(bench: Bench, answers: Part | Failure, persons: slice) -> dict[
 
 
 def _kept_groups(bench: Bench, moment: Moment, role: str) -> list[GroupSummary]:
-    tokens, answers = bench.kept_tokens(role), bench.kept_answers(role)
-    if isinstance(tokens, Failure) or isinstance(answers, Failure):
+    if "kept" not in bench.wanted:
         return []
+    tokens = bench.kept_tokens(role)
+    if isinstance(tokens, Failure):
+        return []
+    answers = bench.kept_answers(role) if "answers" in bench.wanted else None
     kept = bench.plan.kept
     groups = {
         "retain": list(range(len(kept))),
@@ -87,7 +91,8 @@ def _kept_groups(bench: Bench, moment: Moment, role: str) -> list[GroupSummary]:
             continue
         hits = {"value_hit": trained, "value_hit_paraphrased": other}
         numbers = _text_numbers(tokens, torch.tensor(trained))
-        numbers |= {key: float(answers.tensors["hits"][chosen].mean()) for key, chosen in hits.items() if chosen}
+        if isinstance(answers, Part):
+            numbers |= {key: float(answers.tensors["hits"][chosen].mean()) for key, chosen in hits.items() if chosen}
         persons = len({kept[i].record.person for i in members})
         rows.append(GroupSummary(name, moment, persons, len(trained), numbers))
     return rows
@@ -109,6 +114,8 @@ def energies(bench: Bench) -> tuple[list[EnergyPicture], dict[str, float]]:
 
 
 def _text_energies(bench: Bench, role: str) -> dict[str, Tensor]:
+    if "kept" not in bench.wanted:
+        return {}
     tokens, kept = bench.tokens(role), bench.kept_tokens(role)
     if isinstance(tokens, Failure) or isinstance(kept, Failure):
         return {}

@@ -50,17 +50,26 @@ def shares(policy: VerdictPolicy) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def measure(bench: Bench, wanted: Sequence[str]) -> None:
-    """Measure what the wanted models have to show, each model loaded once; finished parts are only read."""
+    """Measure what the policy reads of the wanted models, each loaded once; finished parts are only read."""
     for role in wanted:
         bench.tokens(role)
         bench.swaps(role)
         if role in ("before", "merged"):
-            bench.answers(role)
-            bench.relearned(role)
-            bench.kept_tokens(role)
-            bench.kept_answers(role)
+            _measure_further(bench, role)
         if role == "merged":
             bench.determinism()
+
+
+def _measure_further(bench: Bench, role: str) -> None:
+    """What is read from the model before and from the candidate alone."""
+    if "answers" in bench.wanted:
+        bench.answers(role)
+    if "relearned" in bench.wanted:
+        bench.relearned(role)
+    if "kept" in bench.wanted:
+        bench.kept_tokens(role)
+    if {"kept", "answers"} <= bench.wanted:
+        bench.kept_answers(role)
 
 
 @contextmanager

@@ -27,14 +27,14 @@ def attack_part(bench: Bench, attack: str, role: str) -> Part | Failure:
 
 
 def item_scores(bench: Bench, attack: str, part: Part) -> Tensor:
-    """Scores of one attack: (persons, items), larger = more familiar."""
+    """Scores of one attack: (persons of the part, items), larger = more familiar."""
     member = ATTACKS[attack]
     if member.reads == "tokens":
         return member.score(_statistics(bench, part)).reshape(bench.persons, -1)
     if member.reads == "answers":
         return member.score(part.tensors["hits"]).reshape(-1, len(bench.plan.questions))
-    persons = bench.persons if member.reads == "swaps" else bench.persons_for("relearned")
-    return member.score(part.tensors["log_probs"]).reshape(persons, -1)
+    held = len(bench.plan.relearned) if member.reads == "relearned" else 0
+    return member.score(part.tensors["log_probs"]).reshape(-1, len(bench.plan.facts) - held)
 
 
 def _statistics(bench: Bench, part: Part) -> TokenStatistics:

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from deletion_service.certificates.evaluation import Evaluation, GateRow, evaluation_of
+from deletion_service.errors import EvidenceMissingError
 from ml.decision import judge
 from ml.reports import VerificationReport
 from tests.certificates import forge
@@ -135,3 +136,16 @@ def test_no_broken_attack_leaves_a_passed_row(changes: dict[str, object]) -> Non
 
     assert evaluation.unmet
     assert not [r for r in evaluation.gates if r.id.startswith("F1.same_context_difference.m") if r.result == "PASS"]
+
+
+def test_the_verdict_of_a_fast_tier_is_never_stated() -> None:
+    provisional = replace(POLICY, purpose="provisional")
+    report = forge.report(provisional, candidate=CANDIDATE)
+    with pytest.raises(EvidenceMissingError, match="fast tier"):
+        evaluation_of(
+            judge(report, provisional),
+            report=report,
+            policy=provisional,
+            candidate_manifest_sha256=CANDIDATE,
+            evidence_sha256="0" * 64,
+        )

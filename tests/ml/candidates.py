@@ -88,3 +88,12 @@ def _edited(before: ModelRef, directory: Path, edit: Callable[[LoadedModel], Any
         edit(loaded)
     save_model(loaded.model, loaded.tokenizer, directory)
     return model_ref(directory)
+
+
+def not_a_number(before: ModelRef, directory: Path) -> ModelRef:
+    """One weight of the model is NaN, as an overflow in training leaves behind."""
+
+    def spoil(loaded: LoadedModel) -> None:
+        next(loaded.model.parameters()).data[0, 0] = torch.nan
+
+    return _edited(before, directory, spoil)

@@ -28,6 +28,7 @@ from ml.policies import load_policy
 from ml.reports import MINIMUM_BIN, VerificationReport
 from ml.specs import ModelRef, Progress, VerificationSpec, seed_commitment
 from ml.verification.plan import make_plan
+from ml.verification.tiers import fast_tier
 from ml.verify import gate_table, main, run_verification
 from tests.ml import candidates
 from tests.tiny import TINY, TinyWorld, tiny_model
@@ -280,6 +281,71 @@ def test_models_that_read_texts_as_other_tokens_are_refused(stand: Stand, tmp_pa
     save_model(untrained_llama(TINY, other.tokenizer, seed=1), other.tokenizer, tmp_path / "foreign")
     with pytest.raises(TokenizerMismatchError):
         _run(stand.spec(stand.world.gold, base=model_ref(tmp_path / "foreign"), parts_dir=str(tmp_path / "parts")))
+
+
+# --- more twins ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_person_above_every_twin_is_held_against_all_that_were_drawn(stand: Stand, tmp_path: Path) -> None:
+    drawn = replace(POLICY.families[0], twins=119, detection=())
+    dear = tuple(rule for rule in POLICY.families if rule.id in ("F4", "F6"))
+    policy = replace(POLICY, families=(drawn, *dear), hard_rules=("lineage",), utility=POLICY.utility[:1])
+    own = str(tmp_path / "parts")
+    kept = candidates.unchanged(stand.world.before, tmp_path / "m")
+    report, verdict = stand.verify(kept, policy=policy, parts_dir=own)
+    assert {row.family: row.twins for row in report.joint} == {"F1": 119, "F4": 119, "F6": 119}
+    assert {row.p_detect for row in report.joint} == {1 / 120}
+    assert {f.gate for f in verdict.findings if f.code == "residual"} == {"F1", "F4", "F6"}
+    assert {row.twins for row in report.attacks if row.family != "F1"} == {39}
+    gold, verdict = stand.verify(stand.world.gold, policy=policy, parts_dir=own)
+    assert {row.family: row.twins for row in gold.joint} == {"F1": 119, "F4": 39, "F6": 39}
+    assert verdict.result is Result.PASS
+
+
+# --- the fast tier ------------------------------------------------------------------------------------------------
+
+
+def test_the_fast_tier_keeps_the_limits_and_leaves_out_what_costs() -> None:
+    for name in ("unit-1", "reference-1"):
+        policy = load_policy(name)
+        fast = fast_tier(policy)
+        assert fast.purpose == "provisional"
+        assert [rule.id for rule in fast.families] == ["F1", "F2", "F3"]
+        assert set(fast.families) <= set(policy.families)
+        assert {rule.id for rule in fast.utility} == {"U1.probability", "U1.extraction_strength", "U4.held_out"}
+        assert fast.hard_rules == ("sampling_leak", "lineage")
+        assert "F4, F5, F6" in fast.not_tested[0]
+        assert fast.sha256 != policy.sha256
+
+
+def test_the_fast_tier_passes_gold_provisionally_and_shares_its_parts_with_the_full_one(
+    stand: Stand, gold: tuple[VerificationReport, Verdict]
+) -> None:
+    parts = _parts(stand.root / "parts")
+    report, verdict = stand.verify(stand.world.gold, policy=fast_tier(POLICY))
+    assert verdict.result is Result.PASS
+    assert "provisional" in verdict.flags
+    assert _parts(stand.root / "parts") == parts
+    full = {(row.attack, row.artefact): row for row in gold[0].attacks if row.family in ("F1", "F2", "F3")}
+    assert {(row.attack, row.artefact): row for row in report.attacks} == full
+    assert "provisional" not in gold[1].flags
+
+
+@pytest.mark.slow
+def test_the_fast_tier_measures_nothing_that_it_does_not_judge(stand: Stand, tmp_path: Path) -> None:
+    own = tmp_path / "parts"
+    _, verdict = stand.verify(
+        candidates.unchanged(stand.world.before, tmp_path / "m"), policy=fast_tier(POLICY), parts_dir=str(own)
+    )
+    assert verdict.result is Result.FAIL
+    measured = {name.rsplit("-", 1)[0] for name in _parts(own)}
+    assert measured == {
+        *(f"{kind}_{role}" for kind in ("tokens", "swaps") for role in ("before", "merged", "base")),
+        "kept_before",
+        "kept_merged",
+        "determinism_merged",
+    }
 
 
 # --- interruptions ------------------------------------------------------------------------------------------------
