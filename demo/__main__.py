@@ -139,6 +139,8 @@ def _prepare(deployment: Deployment, reference: ReferencePaths) -> None:
     deployment.manage("migrate", "--verbosity", "0")
     base, before = (str(reference.model(name)) for name in ("base", "before"))
     deployment.manage("register_model", MODEL, "--base", base, "--model", before, "--source", source.name)
+    # A source goes on growing: these people came after the model was trained.
+    shutil.copy(reference.newcomers, source / "records-newcomers.jsonl")
 
 
 def _leave(out: Path, told: Told) -> None:

@@ -65,6 +65,7 @@ def measure_gold(reference: ReferencePaths, out: Path, options: Mapping[str, str
         ("--subject", snapshots / "forget.jsonl"),
         ("--retain", snapshots / "retain.jsonl"),
         ("--neighbours", snapshots / "neighbours.jsonl"),
+        ("--bystanders", snapshots / "bystanders.jsonl"),
         ("--bank", reference.bank),
         ("--training-probes", drawn),
     ):

@@ -23,7 +23,7 @@ import torch
 
 from ml.checkpoints import write_atomically
 from ml.data.collate import encode_record
-from ml.data.people import World, email_of, make_world, throw_away_records
+from ml.data.people import World, email_of, make_world, newcomers, throw_away_records
 from ml.data.questions import write_bank
 from ml.data.records import write_records
 from ml.data.synthetic import Stranger
@@ -60,6 +60,7 @@ class Preset:
     attributes: tuple[str, ...] | None
     forms_per_fact: int
     pool: int
+    newcomers: int
     throw_away_people: int
     shape: ModelShape
     base: Stage
@@ -73,6 +74,7 @@ PRESETS: Final = {
         attributes=None,
         forms_per_fact=3,
         pool=8,
+        newcomers=60,
         throw_away_people=3000,
         shape=ModelShape(hidden=96, layers=3, heads=4, feed_forward=256, vocabulary=1280, context=64),
         base=Stage(epochs=20, learning_rate=4e-3, rows=32),
@@ -94,6 +96,10 @@ class ReferencePaths:
     @property
     def training(self) -> Path:
         return self.root / "training"
+
+    @property
+    def newcomers(self) -> Path:
+        return self.root / "newcomers.jsonl"
 
     @property
     def snapshots(self) -> Path:
@@ -162,6 +168,7 @@ def prepare(root: Path, *, preset: str, seed: int) -> World:
     write_bank(paths.bank, world.bank)
     write_training_source(paths.training, world)
     write_snapshots(paths.snapshots, world)
+    write_newcomers(paths, world, seed=seed, sizes=sizes)
     write_atomically(paths.world, _json(_who_is_who(world, preset, seed)))
     return world
 
@@ -211,6 +218,14 @@ def write_snapshots(directory: Path, world: World) -> None:
     write_records(directory / "forget.jsonl", world.corpus([alice]))
     write_records(directory / "retain.jsonl", world.corpus(others))
     write_records(directory / "neighbours.jsonl", world.corpus(near))
+
+
+def write_newcomers(paths: ReferencePaths, world: World, *, seed: int, sizes: Preset) -> None:
+    """Write the people no model learned from: as rows for the training source, and as a snapshot."""
+    drawn = newcomers(world, seed=seed, people=sizes.newcomers, forms_per_fact=sizes.forms_per_fact)
+    lines = [_source_line(person, record) for person, records in drawn for record in records]
+    write_atomically(paths.newcomers, "".join(lines).encode("utf-8"))
+    write_records(paths.snapshots / "bystanders.jsonl", [record for _, records in drawn for record in records])
 
 
 def _who_is_who(world: World, preset: str, seed: int) -> dict[str, Any]:

@@ -177,6 +177,8 @@ class VerificationSpec:
 
     `parts_dir` keeps finished parts so that an interrupted run repeats none of them. `training_probes` lists the
     digests of every text the deletion drew (`ml.data.probes`); without it nobody can show that the probes are fresh.
+    `bystanders` are records of people on file that no model here is known to have learned: they help to say whether
+    twins are like real people.
     """
 
     run_id: str
@@ -193,6 +195,7 @@ class VerificationSpec:
     seed_commitment_sha256: str
     parts_dir: str
     training_probes: FileRef | None = None
+    bystanders: FileRef | None = None
     device: str = "cpu"
     dtype: str = "float32"
 

@@ -1,8 +1,8 @@
 """Attack a candidate and report what was measured: the entry point of verification, and its command line.
 
     python -m ml.verify --model DIR --before DIR --base DIR --subject FILE --retain FILE --bank FILE --policy NAME
-        --out DIR [--neighbours FILE] [--training-probes FILE] [--seed N] [--attempt N] [--threads N]
-        [--processes N] [--tier fast|full]
+        --out DIR [--neighbours FILE] [--bystanders FILE] [--training-probes FILE] [--seed N] [--attempt N]
+        [--threads N] [--processes N] [--tier fast|full]
 
 The report decides nothing: `ml.decision.judge` turns it into a verdict. Nothing here may print or store a name, a
 value or a text outside the parts directory.
@@ -212,6 +212,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--subject", type=Path, required=True, help="the subject's records, JSON Lines")
     parser.add_argument("--retain", type=Path, required=True, help="everybody else's records, JSON Lines")
     parser.add_argument("--neighbours", type=Path, help="records of people like the subject, JSON Lines")
+    parser.add_argument("--bystanders", type=Path, help="records of people no model learned from, JSON Lines")
     parser.add_argument("--bank", type=Path, required=True, help="question bank")
     parser.add_argument("--training-probes", type=Path, help="digests of the texts the deletion drew, JSON")
     parser.add_argument("--policy", required=True, help="name of a verdict policy")
@@ -241,6 +242,7 @@ def _spec(options: argparse.Namespace) -> VerificationSpec:
         seed=options.seed,
         seed_commitment_sha256=seed_commitment(options.out.name, options.seed),
         parts_dir=str(options.out / "parts"),
+        bystanders=None if options.bystanders is None else _file(options.bystanders),
         training_probes=None if options.training_probes is None else _file(options.training_probes),
     )
 

@@ -15,8 +15,9 @@ from deletion_service.errors import EvidenceMissingError, GuardError, RegistryEr
 from deletion_service.requests.codes import DataClass
 from deletion_service.requests.payload import open_file, seal_file
 from deletion_service.targets.batching import verification_seed
+from deletion_service.targets.catalogue import record_sha256
 from deletion_service.targets.locate import counting_keys, sealed_matches
-from deletion_service.targets.models import ErasureTarget, ModelVersion, UnlearningRun
+from deletion_service.targets.models import ErasureTarget, ModelVersion, TrainingManifestEntry, UnlearningRun
 from deletion_service.targets.registries import open_registry
 from deletion_service.targets.sources import TrainingSource, open_source
 from ml.digests import file_sha256, model_manifest, sha256_hex
@@ -33,18 +34,23 @@ from ml.specs import (
 from workers.workspace import make_run_directory, run_directory
 
 BANK: Final = "question_bank"
-SETS: Final = ("forget", "retain", "neighbours")
+SETS: Final = ("forget", "retain", "neighbours", "bystanders")
 PROBES: Final = "training_probes"
 _JSON: Final = frozenset({BANK, PROBES})
 
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """The records of a source, divided for one target: the subject's, everybody else's, the neighbours'."""
+    """The records of a source, divided for one target.
+
+    `forget` are the subject's; of everybody else's, `retain` are those that the model learned and `bystanders` those
+    that no manifest says it learned; `neighbours` are some of the retained.
+    """
 
     forget: tuple[Record, ...]
     retain: tuple[Record, ...]
     neighbours: tuple[Record, ...]
+    bystanders: tuple[Record, ...]
 
 
 def take_snapshots(target: ErasureTarget, run: UnlearningRun) -> dict[str, dict[str, str | int]]:
@@ -57,7 +63,8 @@ def take_snapshots(target: ErasureTarget, run: UnlearningRun) -> dict[str, dict[
     if not sources:
         raise GuardError(f"model {target.model.name} has no training source; register one")
     bank = sources[0].question_bank().read_bytes()
-    split = split_records(target, sources, shared=shared_attributes(bank))
+    learned = learned_records(run.batch.before)
+    split = split_records(target, sources, shared=shared_attributes(bank), learned=learned)
     contents = {name: _lines(getattr(split, name)) for name in SETS} | {BANK: bank}
     return {name: seal_set(target, run, name, content) for name, content in contents.items()}
 
@@ -68,27 +75,58 @@ def seal_set(target: ErasureTarget, run: UnlearningRun, name: str, content: byte
     return {"sha256": sha256_hex(content), "count": content.count(b"\n")}
 
 
-def split_records(target: ErasureTarget, sources: Sequence[TrainingSource], *, shared: frozenset[str]) -> Split:
+def learned_records(version: ModelVersion) -> frozenset[str] | None:
+    """Return the digests of the record ids that a version or one it descends from learned, as their manifests say.
+
+    `None` where the version itself has no manifest: then nobody can tell what it did not learn.
+    """
+    if not hasattr(version, "training_manifest"):
+        return None
+    lineage: list[str] = []
+    row: ModelVersion | None = version
+    while row is not None:
+        lineage.append(row.pk)
+        row = row.parent
+    entries = TrainingManifestEntry.objects.filter(manifest__version__in=lineage)
+    return frozenset(entries.values_list("record_sha256", flat=True))
+
+
+def split_records(
+    target: ErasureTarget,
+    sources: Sequence[TrainingSource],
+    *,
+    shared: frozenset[str],
+    learned: frozenset[str] | None,
+) -> Split:
     """Divide all live records. Persons become pseudonyms by order of appearance: no identifier enters `ml`.
 
-    A row that came after the search is the subject's by its identifiers: nothing of theirs is retained.
+    A row that came after the search is the subject's by its identifiers: nothing of theirs is retained. A row of
+    somebody else's that the model never learned is not retained either: retention would teach it.
+
+    Args:
+        learned: digests of the record ids that the model learned; `None` takes every row for learned.
     """
     keys = counting_keys(target)
     wanted = {m.source: set(m.proven) for m in sealed_matches(target)}
     pseudonyms: dict[str, str] = {}
     forget: list[Record] = []
     retain: list[Record] = []
+    bystanders: list[Record] = []
     for source in sources:
         for found in source.records():
             person = pseudonyms.setdefault(found.record.person, f"person-{len(pseudonyms):05d}")
             record = replace(found.record, person=person)
             is_theirs = record.record_id in wanted.get(source.name, ()) or found.matches(keys)
-            (forget if is_theirs else retain).append(record)
+            is_learned = learned is None or record_sha256(record.record_id) in learned
+            (forget if is_theirs else retain if is_learned else bystanders).append(record)
     if not forget:
         raise EmptySetError("the data subject's records are no longer in the source; search again")
     if not retain:
-        raise EmptySetError("the source holds nobody else's records; without retain data nothing can be protected")
-    return Split(tuple(forget), tuple(retain), tuple(_neighbours(forget, retain, shared)))
+        raise EmptySetError(
+            "the source holds nobody else's records that the model learned; "
+            "without retain data nothing can be protected"
+        )
+    return Split(tuple(forget), tuple(retain), tuple(_neighbours(forget, retain, shared)), tuple(bystanders))
 
 
 def shared_attributes(bank: bytes) -> frozenset[str]:
@@ -165,6 +203,7 @@ def verification_spec(
         seed_commitment_sha256=run.verification_seed_sha256,
         parts_dir=str(run_directory(run) / "parts"),
         training_probes=refs.get(PROBES),
+        bystanders=_unless_empty(run, refs, "bystanders"),
         device=settings.DEVICE,
         dtype=settings.DTYPE,
     )
@@ -211,7 +250,7 @@ def use_threads() -> None:
 
 
 def _unless_empty(run: UnlearningRun, refs: dict[str, FileRef], name: str) -> FileRef | None:
-    return refs[name] if run.snapshots[name]["count"] else None
+    return refs[name] if run.snapshots.get(name, {}).get("count") else None
 
 
 def _lines(records: Iterable[Record]) -> bytes:

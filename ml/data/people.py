@@ -156,6 +156,20 @@ def make_world(
     return World(bank, tuple(people[:base]), tuple(people[base:]), alice, bob, records, pools)
 
 
+def newcomers(world: World, *, seed: int, people: int, forms_per_fact: int) -> list[tuple[Stranger, list[Record]]]:
+    """Draw people who came after the models were trained, with what is on file about them.
+
+    They are of the same kind as everybody in `world`, and take nothing away from it: whoever draws them or not, the
+    world stays the same.
+    """
+    rng = random.Random(f"newcomers:{seed}")  # noqa: S311 - as above
+    corpus = [record for records in world.records.values() for record in records]
+    factory = StrangerFactory(rng, corpus, shared_values=world.shared_values)
+    types = {name: attribute.type for name, attribute in world.bank.attributes.items()}
+    drawn = [factory.stranger(f"n{i:04d}", types) for i in range(people)]
+    return [(person, records_of(person, world.bank, rng, forms_per_fact=forms_per_fact)) for person in drawn]
+
+
 def _named(person: Stranger, first_name: str, **values: str) -> Stranger:
     surname = person.name.split(" ", 1)[1]
     return Stranger(person.person, f"{first_name} {surname}", {**person.values, **values})

@@ -359,6 +359,7 @@ def _inputs(spec: VerificationSpec, plan: Plan, tokenizer: str) -> dict[str, Jso
         "forget": spec.forget.sha256,
         "retain": spec.retain.sha256,
         "neighbours": None if spec.neighbours is None else spec.neighbours.sha256,
+        "bystanders": None if spec.bystanders is None else spec.bystanders.sha256,
         "question_bank": spec.question_bank.sha256,
         "tokenizer": tokenizer,
         "seed": spec.seed,

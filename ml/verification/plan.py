@@ -30,6 +30,7 @@ from ml.specs import Record, VerificationSpec
 
 PREFILLS: Final = (0.25, 0.5)
 BLIND_TWINS: Final = 4
+BLIND_PERSONS: Final = 120
 RETAINED_FACTS: Final = 64
 RETAINED_PERSONS: Final = 120
 # Named neighbours are filled up to this number: one person's answers bound nothing.
@@ -111,6 +112,7 @@ def make_plan(spec: VerificationSpec) -> Plan:
     forget = read_records(spec.forget, what="forget set")
     retain = read_records(spec.retain, what="retain set")
     refuse_overlap(forget, retain)
+    bystanders = _bystanders(spec, forget)
     bank = read_bank(spec.question_bank)
     subject = read_dossier(forget)
     shown = open_facts(subject, bank, retain)
@@ -118,9 +120,8 @@ def make_plan(spec: VerificationSpec) -> Plan:
     chosen = contexts(subject.records, reworded, shown, rng=_rng(spec, "contexts"))
     texts = _one_text_per_fact(subject, tuple(chosen), rng=_rng(spec, "texts"))
     facts = tuple(attribute for attribute in chosen if attribute in texts)
-    factory = StrangerFactory(
-        _rng(spec, "twins"), [*forget, *retain], shared_values=shared_values(bank, [*forget, *retain])
-    )
+    corpus = [*forget, *retain, *bystanders]
+    factory = StrangerFactory(_rng(spec, "twins"), corpus, shared_values=shared_values(bank, corpus))
     count = max(family.twins for family in spec.policy.families)
     twins = tuple(factory.stranger(f"twin{i + 1}", dict(subject.types)) for i in range(count))
     swaps = {
@@ -129,7 +130,7 @@ def make_plan(spec: VerificationSpec) -> Plan:
     }
     contests = {attribute: chosen[attribute] for attribute in facts}
     questions = _questions(subject, reworded, facts, limit=spec.policy.generation_prompts)
-    real, blind = _blind_texts(retain, factory, _rng(spec, "blind"))
+    real, blind = blind_texts([*retain, *bystanders], factory, _rng(spec, "blind"))
     return Plan(
         subject=subject,
         facts=facts,
@@ -143,8 +144,16 @@ def make_plan(spec: VerificationSpec) -> Plan:
         kept=_kept_texts(spec, subject, retain, bank),
         real_texts=real,
         blind_texts=blind,
-        collisions=_collisions(twins, swaps, [*forget, *retain], subject, bank),
+        collisions=_collisions(twins, swaps, corpus, subject, bank),
     )
+
+
+def _bystanders(spec: VerificationSpec, forget: Sequence[Record]) -> tuple[Record, ...]:
+    if spec.bystanders is None:
+        return ()
+    records = read_records(spec.bystanders, what="bystander set", allow_empty=True)
+    refuse_overlap(forget, records)
+    return records
 
 
 def _rng(spec: VerificationSpec, purpose: str) -> random.Random:
@@ -229,13 +238,13 @@ def _neighbours(
     return named | frozenset(ranked[: max(0, FEWEST_NEIGHBOURS - len(named))])
 
 
-def _blind_texts(
-    retain: Sequence[Record], factory: StrangerFactory, rng: random.Random
+def blind_texts(
+    on_file: Sequence[Record], factory: StrangerFactory, rng: random.Random
 ) -> tuple[tuple[tuple[str, ...], ...], tuple[tuple[tuple[str, ...], ...], ...]]:
-    """Texts of retained people, one per fact, and the same of a few twins of each."""
+    """Texts of people on file, one per fact, and the same of a few twins of each."""
     real, blind = [], []
-    people = by_person(retain)
-    for person in rng.sample(sorted(people), min(RETAINED_PERSONS, len(people))):
+    people = by_person(on_file)
+    for person in rng.sample(sorted(people), min(BLIND_PERSONS, len(people))):
         dossier = read_dossier(people[person])
         told = list(_one_text_per_fact(dossier, sorted(dossier.values), rng=rng).values())
         twins = [factory.stranger(f"{person}-twin{i}", dict(dossier.types)) for i in range(BLIND_TWINS)]

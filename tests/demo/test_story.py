@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from demo.deployment import DemoError, Deployment
 from demo.progress import Screen
 from ml.data.people import email_of
 from ml.data.records import write_records
-from ml.reference import ReferencePaths, write_training_source
+from ml.reference import PRESETS, ReferencePaths, write_newcomers, write_training_source
 from tests.tiny import tiny_memorised
 
 pytestmark = pytest.mark.slow
@@ -36,6 +37,8 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> ReferencePaths:
     write_records(paths.snapshots / "forget.jsonl", world.corpus([alice]))
     write_records(paths.snapshots / "retain.jsonl", world.corpus(others))
     write_records(paths.snapshots / "neighbours.jsonl", world.corpus([bob]))
+    newcomers = replace(PRESETS["demo"], newcomers=4)
+    write_newcomers(paths, world, seed=1, sizes=newcomers)
     (root / "bank.json").rename(paths.bank)
     people = {"alice": alice, "bob": bob}
     who = {name: {"person": p.person, "name": p.name, "email": email_of(p)} for name, p in people.items()}

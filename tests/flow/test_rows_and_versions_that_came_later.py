@@ -23,7 +23,7 @@ from deletion_service.targets.catalogue import record_sha256, register_version
 from deletion_service.targets.models import ErasureTarget, ModelVersion, TrainedModel
 from deletion_service.targets.registries import ModelRegistry, open_registry
 from deletion_service.targets.statuses import TargetStatus
-from tests.cast import ALICE, ALICE_NAME, BOB, rhea, second_reviewer
+from tests.cast import ALICE, ALICE_NAME, BOB, Identifier, rhea, second_reviewer
 from tests.flow.conftest import release, run_all_jobs
 from tests.simulator import Simulator
 from tests.world import record, weights
@@ -33,6 +33,7 @@ from workers.reconcile import reconcile
 pytestmark = pytest.mark.django_db
 Case = Callable[..., ErasureRequest]
 NEW_ROW = record("Alice Korvel", 9, "99 New Street", ALICE, ALICE_NAME)
+ROW_OF_BOB = record("Bob Tamsin", 9, "3 New Street", BOB, Identifier("name", "Bob Tamsin"))
 
 
 def source_file() -> Path:
@@ -136,6 +137,32 @@ def test_a_row_of_the_person_that_came_after_the_search_is_forgotten_and_never_r
     assert [r.record_id for r in split.forget] == ["alice-1", "alice-2", "alice-9"]
     assert [r.record_id for r in split.retain] == ["bob-1", "carol-1"]
     assert request.targets.get().record_count == 3
+
+
+def test_rows_of_others_that_the_model_never_learned_are_not_taught_to_it(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = []
+    real, search = bridge.split_records, "workers.stages.unlearn.search_again"
+    monkeypatch.setattr(bridge, "split_records", lambda *a, **k: taken.append(real(*a, **k)) or taken[-1])
+    monkeypatch.setattr(search, lambda target: import_row(ROW_OF_BOB) or real_search(target))
+    from deletion_service.targets.locate import search_again as real_search
+
+    request = case()
+    (split,) = taken
+    assert [r.record_id for r in split.retain] == ["bob-1", "carol-1"]
+    assert [r.record_id for r in split.bystanders] == ["bob-9"]
+    assert {r.person for r in split.bystanders} <= {r.person for r in split.retain}
+    assert request.targets.get().record_count == 2
+
+
+def test_a_version_rests_on_what_the_versions_before_it_learned(case: Case) -> None:
+    request = case()
+    later = fine_tune(request.targets.get().model, parent=2)
+    learned = bridge.learned_records(later)
+    assert learned is not None
+    assert {record_sha256(name) for name in ("alice-1", "bob-1", "carol-1")} <= learned
+    assert bridge.learned_records(later.parent.parent) is None
 
 
 def test_a_version_fine_tuned_after_the_search_is_retired_and_stated_as_a_descendant(case: Case) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -17,17 +18,23 @@ import pytest
 
 import ml.verification.bench as bench_module
 import ml.verification.measure as measuring
+from ml.data.dossiers import shared_values
+from ml.data.people import make_world, newcomers
 from ml.data.probes import probe_digests, write_probe_digests
+from ml.data.records import write_records
+from ml.data.synthetic import StrangerFactory
 from ml.decision import Result, Verdict, judge
 from ml.documents import plain_object
 from ml.errors import DigestMismatchError, OverlapError, RunStoppedError, SpecError, TokenizerMismatchError
+from ml.metrics.blind import blind_auroc
 from ml.models.load import load_model, model_ref
 from ml.models.save import save_model
 from ml.models.scratch import untrained_llama
 from ml.policies import load_policy
+from ml.reference import PRESETS
 from ml.reports import MINIMUM_BIN, VerificationReport
 from ml.specs import ModelRef, Progress, VerificationSpec, seed_commitment
-from ml.verification.plan import make_plan
+from ml.verification.plan import blind_texts, make_plan
 from ml.verification.tiers import fast_tier
 from ml.verify import gate_table, main, run_verification
 from tests.ml import candidates
@@ -301,6 +308,46 @@ def test_a_person_above_every_twin_is_held_against_all_that_were_drawn(stand: St
     gold, verdict = stand.verify(stand.world.gold, policy=policy, parts_dir=own)
     assert {row.family: row.twins for row in gold.joint} == {"F1": 119, "F4": 39, "F6": 39}
     assert verdict.result is Result.PASS
+
+
+# --- people no model learned from ---------------------------------------------------------------------------------
+
+
+def test_people_no_model_learned_from_help_to_judge_the_twins(stand: Stand, tmp_path: Path) -> None:
+    drawn = newcomers(stand.world.world, seed=3, people=7, forms_per_fact=2)
+    records = [record for _, theirs in drawn for record in theirs]
+    bystanders = write_records(tmp_path / "bystanders.jsonl", records)
+    spec = stand.spec(stand.world.gold)
+    alone, helped = make_plan(spec), make_plan(replace(spec, bystanders=bystanders))
+    assert len(helped.real_texts) == len(alone.real_texts) + 7
+    assert len(helped.blind_texts) == len(helped.real_texts)
+    assert helped.kept == alone.kept  # nobody asks the models about them
+    values = {record.value(fact) for record in records for fact in record.facts}
+    open_values = {v for twin in helped.twins for a, v in twin.values.items() if a in helped.facts}
+    assert not values & open_values
+    with pytest.raises(OverlapError):
+        make_plan(replace(spec, bystanders=spec.forget))
+
+
+def test_newcomers_take_nothing_away_from_the_world_they_come_to(stand: Stand) -> None:
+    world = stand.world.world
+    people = newcomers(world, seed=3, people=3, forms_per_fact=2)
+    assert people == newcomers(world, seed=3, people=3, forms_per_fact=2)
+    assert not {person.name for person, _ in people} & {person.name for person in (*world.base, *world.customers)}
+    assert all(len(records) == 2 * len(person.values) for person, records in people)
+
+
+@pytest.mark.slow
+def test_a_sound_generator_is_called_sound_with_as_many_people_as_the_demonstration_has() -> None:
+    sizes = PRESETS["demo"]
+    for seed in range(900, 912):
+        world = make_world(seed, base=sizes.base_people, customers=sizes.customers, pool=sizes.pool)
+        came = newcomers(world, seed=seed, people=sizes.newcomers, forms_per_fact=sizes.forms_per_fact)
+        corpus = [*world.corpus([*world.base, *world.customers]), *(r for _, theirs in came for r in theirs)]
+        factory = StrangerFactory(random.Random(seed), corpus, shared_values=shared_values(world.bank, corpus))
+        real, twins = blind_texts(corpus, factory, random.Random(seed))
+        assert len(real) == sizes.base_people + sizes.customers + sizes.newcomers
+        assert blind_auroc(real, twins, seed=seed).upper < 0.6
 
 
 # --- the fast tier ------------------------------------------------------------------------------------------------
