@@ -80,9 +80,9 @@ def test_a_bound_of_the_distance_lies_above_it_and_draws_whole_persons() -> None
     generator = torch.Generator().manual_seed(0)
     ours, theirs = torch.rand(200, generator=generator), torch.rand(200, generator=generator) + 0.3
     persons = [index // 20 for index in range(200)]
-    upper = distance_upper(ours, theirs, persons, seed=1)
+    upper = distance_upper(ours, theirs, persons, seed=1, resamples=200)
     assert forget_quality(ours, theirs).distance < upper < 1
-    assert upper == distance_upper(ours, theirs, persons, seed=1)
+    assert upper == distance_upper(ours, theirs, persons, seed=1, resamples=200)
     with pytest.raises(EmptySetError, match="at least 5"):
         distance_upper(ours[:80], theirs[:80], persons[:80], seed=1)
 

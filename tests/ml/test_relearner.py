@@ -98,6 +98,7 @@ def test_what_is_taught_follows_from_seed_and_step_alone(task: UnlearningTask) -
         assert same(weights(second), moved)
 
 
+@pytest.mark.slow
 def test_facts_taught_on_a_step_are_not_forgotten_on_it(task: UnlearningTask) -> None:
     settings = EnergyBoundarySettings(training=Training(steps=2, learning_rate=1e-3, forget_rows=64), draws=1)
     turns = Turns(forget_rows(task, draws=1), settings, seed=3)

@@ -141,6 +141,7 @@ def test_name_tokens_of_the_answer_are_held_too(task: UnlearningTask, rows: Forg
         assert text.first_label in held[text.ids].positions
 
 
+@pytest.mark.slow
 def test_strangers_and_values_come_from_the_seed(task: UnlearningTask, rows: ForgetRows) -> None:
     assert forget_rows(task, draws=2).texts == rows.texts
     other = forget_rows(replace(task, seed=4), draws=2)

@@ -134,6 +134,7 @@ def test_a_stopped_run_resumes_to_the_same_bytes(
     assert report.adapter_sha256 == finished[1].adapter_sha256
 
 
+@pytest.mark.slow
 def test_another_seed_gives_another_candidate(
     tiny: TinyWorld, tmp_path: Path, finished: tuple[UnlearningSpec, UnlearningReport]
 ) -> None:

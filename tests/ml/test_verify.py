@@ -561,6 +561,7 @@ def test_a_second_process_that_dies_costs_nothing_but_time(
     assert report.attacks == gold[0].attacks
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_stops_its_second_process(stand: Stand, tmp_path: Path) -> None:
     spec, started = stand.spec(stand.world.gold, parts_dir=str(tmp_path / "parts")), []
     real = measuring.subprocess.Popen
@@ -576,6 +577,7 @@ def test_a_run_that_is_stopped_stops_its_second_process(stand: Stand, tmp_path: 
     assert started[0].poll() is not None
 
 
+@pytest.mark.slow
 def test_a_second_process_ends_with_the_first(stand: Stand, tmp_path: Path) -> None:
     spec = stand.spec(stand.world.gold, parts_dir=str(tmp_path / "parts"))
     task = {"spec": plain_object(spec), "roles": ["before"], "threads": 1}
