@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 SEED ?= 7
 METHOD ?= energy_boundary
 DEMO ?= var/demo
+PROCESSES ?= 2
 TORCH := torch==2.13.0
 # Pages, prompts and arguments may hold personal data; bytecode and coverage files must not land beside the sources.
 export PYTHONDONTWRITEBYTECODE := 1
@@ -59,7 +60,7 @@ openapi: setup $(CHECK_HOME)/secrets
 	cmp docs/openapi.json var/check/openapi.json
 
 test: setup
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadfile -m "not slow and not gpu"
 
 test-slow: setup
 	$(BIN)/python -m pytest -m "slow and not gpu"
