@@ -29,6 +29,8 @@ from ml.specs import Record
 
 # Rows of one forward pass: enough to hide its fixed cost, few enough for their caches to stay close to the processor.
 DEFAULT_ROWS: Final = 768
+# Positions whose logits are made at once, for the same reason.
+_CHUNK: Final = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,9 +173,16 @@ def _by_length(flat: Sequence[tuple[int, tuple[int, ...]]]) -> list[tuple[int, l
 def _rest_of_value(model: Any, ids: Tensor, cache: Any) -> Tensor:
     """Log-probability of tokens 2.. of each value given the prompt and the tokens before: (rows,)."""
     hidden, _ = hidden_states(model, ids[:, :-1], past=cache)
-    logits = output_logits(model, hidden)
-    chosen = logits.gather(-1, ids[:, 1:].unsqueeze(-1)).squeeze(-1)
-    return (chosen - torch.logsumexp(logits, dim=-1)).sum(dim=-1)
+    pieces = zip(hidden.flatten(0, 1).split(_CHUNK), ids[:, 1:].flatten().split(_CHUNK), strict=True)
+    scored = torch.cat([_log_probs(output_logits(model, states), labels) for states, labels in pieces])
+    return scored.view(len(ids), -1).sum(dim=-1)
+
+
+def _log_probs(logits: Tensor, labels: Tensor) -> Tensor:
+    """log p of `labels` (n,) under `logits` (n, rows), which are used up."""
+    chosen = logits.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
+    peak = logits.amax(dim=-1, keepdim=True)
+    return chosen - peak.squeeze(-1) - logits.sub_(peak).exp_().sum(dim=-1).log()
 
 
 def same_context_difference(log_probs: Tensor) -> Tensor:

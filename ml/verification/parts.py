@@ -19,7 +19,7 @@ from ml.digests import document_sha256
 from ml.documents import Json
 from ml.errors import CheckpointError, RunStoppedError
 
-CODE_VERSION: Final = 2
+CODE_VERSION: Final = 3
 """Raise it whenever a change in `ml` changes a stored number."""
 
 
