@@ -26,6 +26,7 @@ from ml.data.synthetic import Stranger, StrangerFactory, rewrite
 from ml.errors import EnergyNotSeparatingError, RecordError
 from ml.methods.losses import chosen_log_probs
 from ml.methods.method import UnlearningTask, answer_positions
+from ml.models.adapters import reference_model
 from ml.specs import FactSpan, Record
 
 STRANGERS: Final = 48
@@ -92,12 +93,13 @@ def forget_rows(task: UnlearningTask, *, draws: int) -> ForgetRows:
     contrast: list[ContrastRow] = []
     strangers: list[ContrastRow] = []
     held: list[HeldRow] = []
-    for dossier in cast.dossiers:
-        stand_in = cast.stand_in(dossier)
-        for turn in range(draws):
-            contrast += [cast.contrast(record, stand_in) for record in dossier.records if record.facts or turn == 0]
-        strangers += [cast.unchanged(record, index) for index, record in enumerate(dossier.records)]
-        held += cast.held_rows(dossier, stand_in)
+    with reference_model(task.model):
+        for dossier in cast.dossiers:
+            stand_in = cast.stand_in(dossier)
+            for turn in range(draws):
+                contrast += [cast.contrast(record, stand_in) for record in dossier.records if record.facts or turn == 0]
+            strangers += [cast.unchanged(record, index) for index, record in enumerate(dossier.records)]
+            held += cast.held_rows(dossier, stand_in)
     return ForgetRows(tuple(contrast), tuple(strangers), tuple(held), tuple(cast.texts))
 
 

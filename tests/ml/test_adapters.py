@@ -7,10 +7,18 @@ from pathlib import Path
 import pytest
 import torch
 
+import ml.models.adapters as adapters
 from ml.data.collate import collate, encode_text
 from ml.digests import model_manifest
 from ml.errors import SpecError
-from ml.models.adapters import adapter_sha256, adapter_tensors, attach_adapter, merge_adapter, reference_model
+from ml.models.adapters import (
+    adapter_sha256,
+    adapter_tensors,
+    attach_adapter,
+    merge_adapter,
+    reference_model,
+    trained_parameters,
+)
 from ml.models.forward import answer_logits, logits_before
 from ml.models.load import LoadedModel, load_model, model_ref
 from ml.models.save import partial_directory, publish_model
@@ -72,6 +80,33 @@ def test_the_reference_is_the_model_before_whatever_the_adapter_learned(loaded: 
     after = model(IDS).logits
     assert after.requires_grad
     assert not torch.allclose(after, before)
+
+
+def test_a_folded_adapter_says_and_learns_what_its_own_path_does(
+    directory: ModelRef, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folded = shaken(load_model(directory))
+    monkeypatch.setattr(adapters, "FOLDED_WEIGHTS", 0)
+    plain = shaken(load_model(directory))
+    outputs = [model(IDS).logits for model in (folded, plain)]
+    assert torch.allclose(*outputs, atol=1e-5)
+    for logits in outputs:
+        torch.nn.functional.cross_entropy(logits[0, :-1], IDS[0, 1:]).backward()
+    for one, other in zip(trained_parameters(folded), trained_parameters(plain), strict=True):
+        assert one.grad is not None
+        assert torch.allclose(one.grad, other.grad, atol=1e-5)
+
+
+def test_the_reference_inside_the_reference_ends_with_the_outer_one(loaded: LoadedModel) -> None:
+    with torch.no_grad():
+        before = loaded.model(IDS).logits
+    model = shaken(loaded)
+    with reference_model(model):
+        with reference_model(model) as inner:
+            assert torch.equal(inner(IDS).logits, before)
+        assert torch.equal(model(IDS).logits, before)
+        assert not model(IDS).logits.requires_grad
+    assert not torch.allclose(model(IDS).logits, before)
 
 
 def test_the_merged_model_says_what_the_adapter_said(loaded: LoadedModel, tmp_path: Path) -> None:
