@@ -234,8 +234,8 @@ JOB_BACKOFF_S = env_int("LETHE_JOB_BACKOFF_S", 5)
 DEVICE = env_str("LETHE_DEVICE", "cpu")
 DTYPE = env_str("LETHE_DTYPE", "float32")
 TORCH_THREADS = env_int("LETHE_TORCH_THREADS", 0)
-# Two measure two models at a time, each with these threads and with memory of its own.
-VERIFICATION_PROCESSES = env_int("LETHE_VERIFICATION_PROCESSES", 1)
+# Two take halves of a training step and measure two models at a time, each with these threads and its own memory.
+COMPUTE_PROCESSES = env_int("LETHE_COMPUTE_PROCESSES", 1)
 UNLEARNING_METHOD = env_str("LETHE_METHOD", "energy_boundary")
 VERDICT_POLICY = env_str("LETHE_POLICY", "reference-1")
 # Fixed seeds make a run repeatable for a demonstration; unset, each run draws its own.

@@ -52,7 +52,7 @@ def run(options: argparse.Namespace, screen: Screen) -> dict[str, Any]:
     reference = _reference(options, screen)
     settings = {"LETHE_METHOD": options.method, "LETHE_FIXED_SEED": str(options.seed), "LETHE_POLICY": POLICY}
     settings["LETHE_TORCH_THREADS"] = str(options.threads)
-    settings["LETHE_VERIFICATION_PROCESSES"] = str(min(PROCESSES, os.cpu_count() or 1))
+    settings["LETHE_COMPUTE_PROCESSES"] = str(min(PROCESSES, os.cpu_count() or 1))
     return play(options.out, reference, settings, screen=screen, gold=not options.skip_gold, started=started)
 
 
@@ -157,7 +157,7 @@ def _gold(reference: ReferencePaths, deployment: Deployment, ours: Measured, scr
     screen.say("Gold: the model that never learned from Alice is attacked under the same policy.")
     options = {"policy": deployment.settings["LETHE_POLICY"], "seed": ours.report.seeds["verification"]}
     options["threads"] = deployment.settings["LETHE_TORCH_THREADS"]
-    options["processes"] = deployment.settings["LETHE_VERIFICATION_PROCESSES"]
+    options["processes"] = deployment.settings["LETHE_COMPUTE_PROCESSES"]
     return measure_gold(reference, deployment.out / "gold", options, screen=screen)
 
 

@@ -1,13 +1,14 @@
 """Deletion methods, by name: `METHODS["energy_boundary"]`. A new method is a new file, imported here."""
 
 from ml.methods import energy_boundary, energy_only, grad_diff, none, npo
-from ml.methods.method import METHODS, Method, Need, Plan, Training, UnlearningTask
+from ml.methods.method import METHODS, Method, Need, Plan, SharesSteps, Training, UnlearningTask
 
 __all__ = [
     "METHODS",
     "Method",
     "Need",
     "Plan",
+    "SharesSteps",
     "Training",
     "UnlearningTask",
     "energy_boundary",

@@ -18,11 +18,13 @@ from ml.data.batches import EpochBatches
 from ml.energy import EnergyBoundary, forget_hinge, retain_hinge
 from ml.errors import EnergyNotSeparatingError
 from ml.loop import Backward, StepFunction
+from ml.methods.beside import Share
 from ml.methods.losses import chosen_log_probs, divergence
 from ml.methods.method import METHODS, Need, Plan, Training, UnlearningTask, watched
 from ml.methods.relearner import Relearner, RelearningSettings
 from ml.methods.retention import Retention
 from ml.methods.strangers import ContrastRow, ForgetRows, HeldRow, Topic, forget_rows
+from ml.models.adapters import trained_parameters
 from ml.reports import Guarantee
 
 
@@ -69,30 +71,43 @@ class EnergyBoundaryDeletion:
 
     def plan(self, task: UnlearningTask, settings: EnergyBoundarySettings) -> Plan:
         """Draw the strangers, then train every term of the loss on one step's rows at a time."""
+        retention = _retention(task, settings)
         rows = forget_rows(task, draws=settings.draws)
-        training = settings.training
-        retention = Retention(
-            task,
-            rows=training.retain_rows,
-            neighbour_rows=training.neighbour_rows,
-            reworded_forms=settings.reworded_forms,
-        )
         texts = (*rows.texts, *(record.text for record in retention.drawn))
-        return Plan(step=distillation_step(task, rows, retention, settings), loop=training.loop(), texts=texts)
+        step = distillation_step(task, rows, keeping_step(task, retention, settings), settings)
+        return Plan(step=step, loop=settings.training.loop(), texts=texts)
+
+    def kept_share(self, task: UnlearningTask, settings: EnergyBoundarySettings) -> Share:
+        """The part of a step that reads retained rows alone, for a second process."""
+        retention = _retention(task, settings)
+        return Share(keeping_step(task, retention, settings), retention.prepare)
+
+
+def _retention(task: UnlearningTask, settings: EnergyBoundarySettings) -> Retention:
+    return Retention(
+        task,
+        rows=settings.training.retain_rows,
+        neighbour_rows=settings.training.neighbour_rows,
+        reworded_forms=settings.reworded_forms,
+    )
 
 
 def distillation_step(
-    task: UnlearningTask, rows: ForgetRows, retention: Retention, settings: EnergyBoundarySettings
+    task: UnlearningTask, rows: ForgetRows, keep: StepFunction, settings: EnergyBoundarySettings
 ) -> StepFunction:
-    """Return the step: gradients of the forgetting rows first, then of the retained rows.
+    """Return the step: gradients of the forgetting rows first, then of the retained rows (`keep`).
 
-    On some steps the forgetting rows are run where relearning other facts has led; retained rows never are.
+    On some steps the forgetting rows are run where relearning other facts has led; retained rows never are, so that a
+    second process can take them at the same time.
     """
     boundary = _boundary(task)
     turns = Turns(rows, settings, task.seed)
     relearner = Relearner(task, settings.relearning)
+    parameters = trained_parameters(task.model)
 
     def step(number: int, backward: Backward) -> dict[str, Tensor]:
+        if task.second is not None:
+            task.second.ask(number, parameters)
         with relearner.taught(number) as known:
             forgetting = forgetting_terms(task, *turns.at(number, without=known), boundary)
             backward(
@@ -101,6 +116,17 @@ def distillation_step(
                 + settings.held_weight * forgetting["held"]
                 + settings.energy_weight * (forgetting["held_energy"] + forgetting["energy_forget"])
             )
+        keeping = None if task.second is None else task.second.answer(parameters)
+        return dict(watched(**forgetting, **(keep(number, backward) if keeping is None else keeping)))
+
+    return step
+
+
+def keeping_step(task: UnlearningTask, retention: Retention, settings: EnergyBoundarySettings) -> StepFunction:
+    """Return the retained rows' part of a step: what is kept must stay where it is, right and familiar."""
+    boundary = _boundary(task)
+
+    def keep(number: int, backward: Backward) -> dict[str, Tensor]:
         kept = retention.at(number)
         keeping = {
             "divergence": kept.divergence(),
@@ -114,9 +140,9 @@ def distillation_step(
             + settings.cross_entropy_weight * keeping["cross_entropy"]
             + settings.energy_weight * keeping["energy_retain"]
         )
-        return dict(watched(**forgetting, **keeping))
+        return keeping
 
-    return step
+    return keep
 
 
 def forgetting_terms(

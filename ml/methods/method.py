@@ -8,15 +8,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, runtime_checkable
 
 from peft import PeftModel
 from torch import Tensor
 
-from ml.data.collate import EncodedText, encode_record, token_budget_batches
+from ml.data.collate import EncodedText, encode_records, token_budget_batches
 from ml.data.questions import QuestionBank
 from ml.energy import EnergyBoundary
 from ml.loop import LoopSettings, StepFunction
+from ml.methods.beside import SecondProcess, Share
 from ml.models.adapters import reference_model
 from ml.models.forward import logits_before
 from ml.registry import Registry
@@ -66,7 +67,10 @@ class Training:
 
 @dataclass(frozen=True, slots=True)
 class UnlearningTask:
-    """Everything a method may look at. `model` carries a fresh adapter; `boundary` was calibrated before it did."""
+    """Everything a method may look at. `model` carries a fresh adapter; `boundary` was calibrated before it did.
+
+    `second` is another process that may take a part of each step.
+    """
 
     model: PeftModel
     tokenizer: Any
@@ -79,10 +83,11 @@ class UnlearningTask:
     neighbours: tuple[Record, ...]
     bank: QuestionBank
     boundary: EnergyBoundary | None
+    second: SecondProcess | None = None
 
     def encode(self, records: Sequence[Record]) -> list[EncodedText]:
         """Tokenise records."""
-        return [encode_record(self.tokenizer, record, context=self.context) for record in records]
+        return encode_records(self.tokenizer, records, context=self.context) if records else []
 
     def logits(self, rows: Sequence[EncodedText], positions: Sequence[Sequence[int]]) -> Tensor:
         """Logits of the model in training, (total positions, rows)."""
@@ -127,6 +132,15 @@ class Method(Protocol):
 
     def plan(self, task: UnlearningTask, settings: Any) -> Plan:
         """Prepare the training of `task.model`; raises a typed error when something it needs is missing."""
+        ...
+
+
+@runtime_checkable
+class SharesSteps(Protocol):
+    """A method of whose steps a second process can take a part."""
+
+    def kept_share(self, task: UnlearningTask, settings: Any) -> Share:
+        """The part of a step that another process may compute, given the weights."""
         ...
 
 

@@ -25,6 +25,7 @@ from ml.data.collate import EncodedText
 from ml.methods.losses import chosen_log_probs
 from ml.methods.method import UnlearningTask, answer_positions
 from ml.methods.strangers import Topic, topic
+from ml.models.adapters import trained_parameters
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,7 @@ class Relearner:
         self.task, self.settings = task, settings
         self.lessons = list(zip(map(topic, task.forget), task.encode(task.forget), strict=True))
         self.topics = sorted({about for about, _ in self.lessons})
-        self.parameters = [p for p in task.model.parameters() if p.requires_grad]
+        self.parameters = trained_parameters(task.model)
 
     @contextmanager
     def taught(self, step: int) -> Iterator[frozenset[Topic]]:

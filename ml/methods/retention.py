@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -63,16 +64,34 @@ class Retention:
         if not task.retain:
             raise EmptySetError("the retain set is empty; deletion without it damages what must stay")
         self.task = task
-        near = {record.person for record in task.neighbours}
-        self.drawn = reworded_records(task.retain, task.bank, forms=reworded_forms, every_form_of=near, seed=task.seed)
-        self.rows = task.encode([*task.retain, *self.drawn])
-        close = closeness(task)
-        records = [*task.neighbours, *(record for record in self.drawn if record.person in near)]
-        self.near = task.encode([record for record in records for _ in range(close[record.person])])
-        self._turn = EpochBatches([len(row.ids) for row in self.rows], rows=rows, seed=task.seed)
-        self._near_turn = self._neighbour_turn(neighbour_rows)
+        self._sizes = rows, neighbour_rows
+        self._prepared: tuple[int, Tensor | None] = -1, None
+        self._nearby = {record.person for record in task.neighbours}
+        self.drawn = reworded_records(
+            task.retain, task.bank, forms=reworded_forms, every_form_of=self._nearby, seed=task.seed
+        )
 
-    def _neighbour_turn(self, rows: int) -> EpochBatches | None:
+    # Tokenised when the first step needs them: where a second process takes the retained rows, none does.
+
+    @cached_property
+    def rows(self) -> list[EncodedText]:
+        """Every retained text."""
+        return self.task.encode([*self.task.retain, *self.drawn])
+
+    @cached_property
+    def near(self) -> list[EncodedText]:
+        """The neighbours' texts, each as often as its turn should come."""
+        close = closeness(self.task)
+        records = [*self.task.neighbours, *(record for record in self.drawn if record.person in self._nearby)]
+        return self.task.encode([record for record in records for _ in range(close[record.person])])
+
+    @cached_property
+    def _turn(self) -> EpochBatches:
+        return EpochBatches([len(row.ids) for row in self.rows], rows=self._sizes[0], seed=self.task.seed)
+
+    @cached_property
+    def _near_turn(self) -> EpochBatches | None:
+        rows = self._sizes[1]
         if not self.near or not rows:
             return None
         return EpochBatches([len(row.ids) for row in self.near], rows=rows, seed=self.task.seed + 1)
@@ -88,14 +107,23 @@ class Retention:
         logits = self.task.logits(rows, [answer_positions(row) for row in rows])
         return -chosen_log_probs(logits, _labels(rows).to(logits.device)).mean()
 
+    def prepare(self, step: int) -> None:
+        """Run the model before deletion on the rows of a later step."""
+        self._prepared = step, self._reference(step)
+
+    def _reference(self, step: int) -> Tensor:
+        rows = self.chosen(step)
+        return self.task.reference_logits(rows, [answer_positions(row) for row in rows])
+
     def at(self, step: int) -> RetainedBatch:
-        """Run the model in training and the model before deletion on the rows of one step."""
+        """Run the model in training and, unless it was prepared, the model before deletion on the rows of one step."""
         rows = self.chosen(step)
         positions = [answer_positions(row) for row in rows]
         device = self.task.device
+        prepared, reference = self._prepared
         return RetainedBatch(
             logits=self.task.logits(rows, positions),
-            reference=self.task.reference_logits(rows, positions),
+            reference=reference if prepared == step and reference is not None else self._reference(step),
             labels=_labels(rows).to(device),
             counts=torch.tensor([len(ps) for ps in positions]).to(device),
         )

@@ -55,7 +55,7 @@ def played(reference: ReferencePaths, tmp_path_factory: pytest.TempPathFactory) 
         "LETHE_FIXED_SEED": "3",
         "LETHE_POLICY": "unit-1",
         "LETHE_TORCH_THREADS": "1",
-        "LETHE_VERIFICATION_PROCESSES": "2",
+        "LETHE_COMPUTE_PROCESSES": "2",
         "LETHE_TESTING": "true",
     }
     summary = play(out, reference, settings, screen=Screen(told), gold=True, started=time.monotonic())

@@ -8,11 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from torch import Tensor, nn
 
+import ml.methods.beside as besides
 from ml.data.probes import probe_digests, read_probe_digests
 from ml.data.records import read_records, write_records
 from ml.digests import file_sha256, model_manifest
@@ -27,6 +30,7 @@ from ml.errors import (
     TokenizerMismatchError,
     UnknownMemberError,
 )
+from ml.methods.beside import SecondProcess
 from ml.models.load import load_model, model_ref
 from ml.reports import UnlearningReport
 from ml.specs import FileRef, Progress, UnlearningSpec
@@ -132,6 +136,72 @@ def test_a_stopped_run_resumes_to_the_same_bytes(
     assert report.resumed_from_step == 7
     assert report.candidate_manifest_sha256 == finished[1].candidate_manifest_sha256
     assert report.adapter_sha256 == finished[1].adapter_sha256
+
+
+# --- a second process ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_second_process_changes_no_byte_of_the_candidate(
+    tiny: TinyWorld, tmp_path: Path, finished: tuple[UnlearningSpec, UnlearningReport]
+) -> None:
+    shared: list[int] = []
+
+    class Counted(SecondProcess):
+        def answer(self, parameters: Sequence[nn.Parameter]) -> Mapping[str, Tensor] | None:
+            numbers = super().answer(parameters)
+            shared.append(numbers is not None)
+            return numbers
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(besides, "SecondProcess", Counted)
+        report = run_unlearning(spec_for(tiny, tmp_path), processes=2)
+    assert shared == [True] * report.steps
+    assert report.candidate_manifest_sha256 == finished[1].candidate_manifest_sha256
+    assert report.adapter_sha256 == finished[1].adapter_sha256
+    assert report.losses == finished[1].losses
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dies", ["before the first step", "between two steps", "while it answers"])
+def test_a_second_process_that_dies_is_missed_by_nobody(
+    tiny: TinyWorld, tmp_path: Path, finished: tuple[UnlearningSpec, UnlearningReport], dies: str
+) -> None:
+    answered: list[bool] = []
+
+    class Mortal(SecondProcess):
+        def ask(self, step: int, parameters: Sequence[nn.Parameter]) -> None:
+            if (dies, step) in (("before the first step", 0), ("between two steps", 5)):
+                _end(self)
+            super().ask(step, parameters)
+            if (dies, step) == ("while it answers", 5):
+                _end(self)
+
+        def answer(self, parameters: Sequence[nn.Parameter]) -> Mapping[str, Tensor] | None:
+            numbers = super().answer(parameters)
+            answered.append(numbers is not None)
+            return numbers
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(besides, "SecondProcess", Mortal)
+        report = run_unlearning(spec_for(tiny, tmp_path), processes=2)
+    assert answered[-1] is False
+    assert report.candidate_manifest_sha256 == finished[1].candidate_manifest_sha256
+
+
+def _end(second: SecondProcess) -> None:
+    process = second._process
+    assert process is not None
+    process.kill()
+    process.wait()
+
+
+def test_a_method_whose_steps_cannot_be_shared_is_trained_by_one_process(
+    tiny: TinyWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subprocess, "Popen", None)
+    settings = {"training": {"steps": 2, "learning_rate": "0.001", "rank": 2, "retain_rows": 4}}
+    run_unlearning(spec_for(tiny, tmp_path, method="grad_diff", settings=settings), processes=2)
 
 
 @pytest.mark.slow

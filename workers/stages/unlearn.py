@@ -5,6 +5,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from django.conf import settings
+
 from deletion_service.certificates.policies import refuse_test_candidate
 from deletion_service.targets.catalogue import register_version
 from deletion_service.targets.jobs import owe
@@ -43,7 +45,12 @@ def run(lease: Lease) -> None:
         spec = unlearning_spec(target, unlearning, refs, output=output, checkpoints=checkpoints)
         use_threads()
         with naming(unlearning.batch.before):
-            report = run_unlearning(spec, on_progress=lease.on_progress, should_stop=lease.should_stop)
+            report = run_unlearning(
+                spec,
+                on_progress=lease.on_progress,
+                should_stop=lease.should_stop,
+                processes=settings.COMPUTE_PROCESSES,
+            )
     probes = (checkpoints / TRAINING_PROBES).read_bytes()
     _register(lease, unlearning, output, report, probes=seal_set(target, unlearning, PROBES, probes))
 

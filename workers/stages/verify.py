@@ -36,7 +36,7 @@ def run(lease: Lease) -> None:
                 spec,
                 on_progress=lease.on_progress,
                 should_stop=lease.should_stop,
-                processes=settings.VERIFICATION_PROCESSES,
+                processes=settings.COMPUTE_PROCESSES,
             )
     with lease.fenced():
         record_verdict(job.target, job.run, report=report, policy=policy)
