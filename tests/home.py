@@ -6,12 +6,15 @@ environment already names them, as it does in a second process.
 
 from __future__ import annotations
 
+import atexit
 import io
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
 _HOME = Path(tempfile.mkdtemp(prefix="lethe-tests-"))
+atexit.register(shutil.rmtree, _HOME, ignore_errors=True)
 os.environ["LETHE_HOME"] = str(_HOME)
 os.environ["LETHE_TESTING"] = "true"
 os.environ["LETHE_EMAIL_BACKEND"] = "django.core.mail.backends.locmem.EmailBackend"
