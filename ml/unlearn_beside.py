@@ -51,7 +51,7 @@ def _serve(
                 parameter.copy_(value)
                 parameter.grad = None
         watched = share.step(step, torch.Tensor.backward)
-        exchange.put(exchange.gradients, [parameter.grad for parameter in parameters])
+        exchange.put_gradients(parameters)
         answers.write(json.dumps({name: float(value) for name, value in watched.items()}).encode() + b"\n")
         answers.flush()
         share.prepare(step + 1)

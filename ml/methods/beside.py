@@ -52,11 +52,15 @@ class Exchange:
         self.weights = _shaped(weights.split(sizes), parameters)
         self.gradients = _shaped(gradients.split(sizes), parameters)
 
-    def put(self, places: Sequence[Tensor], values: Sequence[Tensor | None]) -> None:
-        """Write `values`; what is `None` is zero."""
-        with torch.no_grad():
-            for place, value in zip(places, values, strict=True):
-                place.zero_() if value is None else place.copy_(value)
+    def put_weights(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Show what the parameters hold."""
+        for place, parameter in zip(self.weights, parameters, strict=True):
+            place.copy_(parameter.detach())
+
+    def put_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Show the parameters' gradients; one that was not reached is zero."""
+        for place, parameter in zip(self.gradients, parameters, strict=True):
+            place.copy_(torch.zeros_like(place) if parameter.grad is None else parameter.grad)
 
 
 def _shaped(pieces: Sequence[Tensor], like: Sequence[Tensor]) -> list[Tensor]:
@@ -83,7 +87,7 @@ class SecondProcess:
         self._timer = threading.Timer(_PATIENCE_SECONDS, self._process.kill)
         self._timer.daemon = True
         self._timer.start()
-        self._exchange.put(self._exchange.weights, parameters)
+        self._exchange.put_weights(parameters)
         try:
             pipe = cast(IO[bytes], self._process.stdin)
             pipe.write(step.to_bytes(STEP_BYTES, "little"))
@@ -141,10 +145,13 @@ def beside(task: Mapping[str, Json], parameters: Sequence[nn.Parameter]) -> Iter
 @contextmanager
 def _memory(size: int) -> Iterator[int]:
     """A file descriptor of `size` bytes that no name leads to."""
-    with (
-        tempfile.TemporaryFile()
-        if not hasattr(os, "memfd_create")
-        else os.fdopen(os.memfd_create("exchange"), "w+b") as file
-    ):
+    with _unnamed_file() as file:
         file.truncate(size)
         yield file.fileno()
+
+
+def _unnamed_file() -> IO[bytes]:
+    # Only Linux keeps it in memory for certain.
+    if hasattr(os, "memfd_create"):
+        return os.fdopen(os.memfd_create("exchange"), "w+b")
+    return tempfile.TemporaryFile()

@@ -65,7 +65,7 @@ class Retention:
             raise EmptySetError("the retain set is empty; deletion without it damages what must stay")
         self.task = task
         self._sizes = rows, neighbour_rows
-        self._prepared: tuple[int, Tensor | None] = -1, None
+        self._prepared: tuple[int, Tensor] | None = None
         self._nearby = {record.person for record in task.neighbours}
         self.drawn = reworded_records(
             task.retain, task.bank, forms=reworded_forms, every_form_of=self._nearby, seed=task.seed
@@ -112,6 +112,8 @@ class Retention:
         self._prepared = step, self._reference(step)
 
     def _reference(self, step: int) -> Tensor:
+        if self._prepared is not None and self._prepared[0] == step:
+            return self._prepared[1]
         rows = self.chosen(step)
         return self.task.reference_logits(rows, [answer_positions(row) for row in rows])
 
@@ -120,10 +122,9 @@ class Retention:
         rows = self.chosen(step)
         positions = [answer_positions(row) for row in rows]
         device = self.task.device
-        prepared, reference = self._prepared
         return RetainedBatch(
             logits=self.task.logits(rows, positions),
-            reference=reference if prepared == step and reference is not None else self._reference(step),
+            reference=self._reference(step),
             labels=_labels(rows).to(device),
             counts=torch.tensor([len(ps) for ps in positions]).to(device),
         )

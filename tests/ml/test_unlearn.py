@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from torch import Tensor, nn
@@ -141,22 +142,30 @@ def test_a_stopped_run_resumes_to_the_same_bytes(
 # --- a second process ---------------------------------------------------------------------------------------------
 
 
+class Watched(SecondProcess):
+    """Remembers whether each step was answered."""
+
+    answered: ClassVar[list[bool]]
+
+    def answer(self, parameters: Sequence[nn.Parameter]) -> Mapping[str, Tensor] | None:
+        numbers = super().answer(parameters)
+        self.answered.append(numbers is not None)
+        return numbers
+
+
 @pytest.mark.slow
 def test_a_second_process_changes_no_byte_of_the_candidate(
-    tiny: TinyWorld, tmp_path: Path, finished: tuple[UnlearningSpec, UnlearningReport]
+    tiny: TinyWorld,
+    tmp_path: Path,
+    finished: tuple[UnlearningSpec, UnlearningReport],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    shared: list[int] = []
+    class Living(Watched):
+        answered: ClassVar[list[bool]] = []
 
-    class Counted(SecondProcess):
-        def answer(self, parameters: Sequence[nn.Parameter]) -> Mapping[str, Tensor] | None:
-            numbers = super().answer(parameters)
-            shared.append(numbers is not None)
-            return numbers
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(besides, "SecondProcess", Counted)
-        report = run_unlearning(spec_for(tiny, tmp_path), processes=2)
-    assert shared == [True] * report.steps
+    monkeypatch.setattr(besides, "SecondProcess", Living)
+    report = run_unlearning(spec_for(tiny, tmp_path), processes=2)
+    assert Living.answered == [True] * report.steps
     assert report.candidate_manifest_sha256 == finished[1].candidate_manifest_sha256
     assert report.adapter_sha256 == finished[1].adapter_sha256
     assert report.losses == finished[1].losses
@@ -165,11 +174,15 @@ def test_a_second_process_changes_no_byte_of_the_candidate(
 @pytest.mark.slow
 @pytest.mark.parametrize("dies", ["before the first step", "between two steps", "while it answers"])
 def test_a_second_process_that_dies_is_missed_by_nobody(
-    tiny: TinyWorld, tmp_path: Path, finished: tuple[UnlearningSpec, UnlearningReport], dies: str
+    tiny: TinyWorld,
+    tmp_path: Path,
+    finished: tuple[UnlearningSpec, UnlearningReport],
+    monkeypatch: pytest.MonkeyPatch,
+    dies: str,
 ) -> None:
-    answered: list[bool] = []
+    class Mortal(Watched):
+        answered: ClassVar[list[bool]] = []
 
-    class Mortal(SecondProcess):
         def ask(self, step: int, parameters: Sequence[nn.Parameter]) -> None:
             if (dies, step) in (("before the first step", 0), ("between two steps", 5)):
                 _end(self)
@@ -177,15 +190,9 @@ def test_a_second_process_that_dies_is_missed_by_nobody(
             if (dies, step) == ("while it answers", 5):
                 _end(self)
 
-        def answer(self, parameters: Sequence[nn.Parameter]) -> Mapping[str, Tensor] | None:
-            numbers = super().answer(parameters)
-            answered.append(numbers is not None)
-            return numbers
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(besides, "SecondProcess", Mortal)
-        report = run_unlearning(spec_for(tiny, tmp_path), processes=2)
-    assert answered[-1] is False
+    monkeypatch.setattr(besides, "SecondProcess", Mortal)
+    report = run_unlearning(spec_for(tiny, tmp_path), processes=2)
+    assert Mortal.answered[-1] is False
     assert report.candidate_manifest_sha256 == finished[1].candidate_manifest_sha256
 
 
