@@ -1,0 +1,312 @@
+"""How often is the decision rule wrong on real small models, and what can it show about a person with few facts?
+
+    python -m benchmarks.error_rates --out DIR [--worlds N] [--quick] [--seed N]
+
+Each world trains its own models (`benchmarks.graded_models`). Per customer and statistic the rule of `reference-1` is
+asked four things: the gold model must PASS, the unchanged model must FAIL, and a model in which the fraction rho, or
+twice rho, of the influence remains must not PASS. How much remains is known from gold: the customer's own score there
+is where nothing remains.
+
+Judged are the primaries of F1, F2 and F3; the other families of the policy count in Holm's correction as not measured
+(p = 1). A half of a world is one part: a run that was killed takes up after the last one finished.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from benchmarks.graded_models import HALVES, Scale, Scores, Sizes, Trial, quick
+from ml.checkpoints import write_atomically
+from ml.decision import judge
+from ml.digests import document_sha256
+from ml.documents import plain_object
+from ml.errors import SpecError
+from ml.metrics.intervals import clopper_pearson_lower, clopper_pearson_upper
+from ml.policies import load_policy
+from ml.rank_tests import min_p
+from ml.reports import AttackResult, JointDetection, VerificationReport
+from ml.specs import VerdictPolicy
+from ml.verification.families import attack_result
+
+FAMILIES: Final = {"F1": "same_context_difference", "F2": "exposure", "F3": "extraction_strength"}
+LEVELS: Final = (1, 2)
+# A stop counts as "this fraction remains" when it lies above it by no more than this.
+OVERSHOOT: Final = 0.05
+FEWER_FACTS: Final = (5, 10, 15, 20, 28)
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """One customer under one model: how much remained, the strength d-, and each family's result."""
+
+    half: str
+    remains: float | None
+    strength: Mapping[str, float | None]
+    results: Mapping[str, str]
+
+    @property
+    def overall(self) -> str:
+        """The worst of the families: one FAIL fails, all must pass."""
+        found = set(self.results.values())
+        return next((name for name in ("FAIL", "INCONCLUSIVE") if name in found), "PASS")
+
+
+def primaries_of(policy: VerdictPolicy, *, twins: int) -> VerdictPolicy:
+    """`policy` with the three families judged here on their primaries alone; the others stay and are not measured."""
+    cut = [
+        replace(rule, detection=(), guards=(), twins=min(twins, rule.twins)) if rule.id in FAMILIES else rule
+        for rule in policy.families
+    ]
+    return replace(policy, families=tuple(cut))
+
+
+def judged(before: Scores, after: Scores, customer: int, customers: int, policy: VerdictPolicy) -> Mapping[str, Any]:
+    """Ask the decision rule about one customer: `strength` and `results` by family.
+
+    Args:
+        before, after: scores by statistic, (persons, facts): `customers` rows of customers, then twins.
+    """
+    rows: list[AttackResult] = []
+    joint: list[JointDetection] = []
+    for rule in policy.families:
+        if rule.id in FAMILIES:
+            attack = FAMILIES[rule.id]
+            old, new = (_persons(scores[attack], customer, customers) for scores in (before, after))
+            items = before[attack].shape[1]
+            rows.append(attack_result(rule, attack, "merged", items=items, before=old, after=new, base=None))
+            falling = [-score for score in new]
+            joint.append(JointDetection(rule.id, (attack,), len(new) - 1, min_p([new]), min_p([falling])))
+    verdict = judge(_report(policy, rows, joint), policy)
+    gates = {gate.gate: str(gate.result) for gate in verdict.gates if gate.gate in FAMILIES}
+    return {"strength": {row.family: row.strength for row in rows}, "results": gates}
+
+
+def _persons(scores: Tensor, customer: int, customers: int) -> list[float]:
+    means = scores.double().mean(dim=1)
+    return [float(means[customer]), *means[customers:].tolist()]
+
+
+def _report(policy: VerdictPolicy, rows: Iterable[AttackResult], joint: Iterable[JointDetection]) -> VerificationReport:
+    return VerificationReport(
+        run_id="error-rates",
+        attempt=1,
+        policy_sha256=policy.sha256,
+        models={},
+        artefacts={},
+        attacks=tuple(rows),
+        joint=tuple(joint),
+        guards=(),
+        hard_rules=(),
+        utility=(),
+        validity=(),
+        groups=(),
+        energies=(),
+        separation={},
+        probe_sets=(),
+        seeds={},
+        environment={},
+        cpu_seconds={},
+    )
+
+
+# --- one half of one world ----------------------------------------------------------------------------------------
+
+
+def half_of_a_world(trial: Trial, number: int, *, policy: VerdictPolicy) -> dict[str, list[Judged]]:
+    """Judge every customer of one half under gold, under the unchanged model and under graded ones."""
+    sizes, people, name = trial.sizes, trial.half(number), f"{trial.seed}-{number}"
+    full = Scale(sizes.twins, sizes.swaps, sizes.facts)
+    before, gold = (trial.scores(model, people, full) for model in (trial.before(), trial.gold(number)))
+    rule = primaries_of(policy, twins=sizes.twins)
+    out: dict[str, list[Judged]] = {}
+    for facts in (*(n for n in FEWER_FACTS if n < sizes.facts), sizes.facts):
+        few_before, few_gold = ({a: s[:, :facts] for a, s in scores.items()} for scores in (before, gold))
+        for kind, after in (("gold", few_gold), ("unchanged", few_before)):
+            out[f"{kind}, {facts} facts"] = [
+                Judged(name, None, **judged(few_before, after, i, len(people), rule)) for i in range(len(people))
+            ]
+    return out | _graded(trial, number, policy=primaries_of(policy, twins=sizes.graded_twins))
+
+
+def _graded(trial: Trial, number: int, *, policy: VerdictPolicy) -> dict[str, list[Judged]]:
+    """Judge customers where a known fraction remains, each statistic at the stop where its own fraction is met."""
+    sizes, people = trial.sizes, trial.half(number)
+    alone, scale = (Scale(n, sizes.graded_swaps, sizes.graded_facts) for n in (0, sizes.graded_twins))
+    before, gold = (trial.scores(model, people, scale) for model in (trial.before(), trial.gold(number)))
+    remaining = [
+        _remaining(before, gold, trial.scores(model, people, alone), len(people)) for model in trial.stops(number)
+    ]
+    rules = {rule.id: rule for rule in policy.families if rule.id in FAMILIES}
+    chosen = {
+        (level, family, i): stop
+        for level in LEVELS
+        for family, attack in FAMILIES.items()
+        for i in range(len(people))
+        if (stop := _first_at(remaining, attack, i, level * rules[family].rho)) is not None
+    }
+    out: dict[str, list[Judged]] = {}
+    needed = set(chosen.values())
+    for stop, model in enumerate(trial.stops(number)):
+        if stop in needed:
+            after = trial.scores(model, people, scale)
+            for (level, family, i), wanted in sorted(chosen.items()):
+                if wanted == stop:
+                    shown = judged(before, after, i, len(people), policy)
+                    share = remaining[stop][FAMILIES[family]][i]
+                    out.setdefault(f"{family} with {level} rho", []).append(
+                        Judged(f"{trial.seed}-{number}", share, **shown)
+                    )
+    return out
+
+
+def _remaining(before: Scores, gold: Scores, after: Scores, customers: int) -> dict[str, list[float]]:
+    """By statistic, the fraction of each customer's influence that remains, from their own score on gold."""
+    shares = {}
+    for attack in after:
+        old, none, new = (scores[attack][:customers].double().mean(dim=1) for scores in (before, gold, after))
+        shares[attack] = ((new - none) / (old - none)).tolist()
+    return shares
+
+
+def _first_at(remaining: Sequence[Mapping[str, list[float]]], attack: str, customer: int, wanted: float) -> int | None:
+    """The first stop at which at least `wanted` and hardly more remains."""
+    for stop, shares in enumerate(remaining):
+        if shares[attack][customer] >= wanted:
+            return stop if shares[attack][customer] <= wanted + OVERSHOOT else None
+    return None
+
+
+# --- all of them --------------------------------------------------------------------------------------------------
+
+
+def run(out: Path, *, worlds: int, seed: int, sizes: Sizes, policy: VerdictPolicy) -> dict[str, list[Judged]]:
+    """Every half of every world, each kept below `out` when it is finished and only read the next time.
+
+    Raises:
+        SpecError: a part in `out` is of other sizes, of another policy or unreadable.
+    """
+    rows: dict[str, list[Judged]] = {}
+    key = document_sha256({"sizes": plain_object(sizes), "policy": policy.sha256})
+    for number in range(worlds):
+        for half in range(HALVES):
+            part = out / f"part-{seed + number}-{half}.json"
+            if not part.exists():
+                started = time.process_time()
+                trial = Trial(out / f"models-{seed + number}", seed=seed + number, sizes=sizes)
+                found = half_of_a_world(trial, half, policy=policy)
+                cpu_seconds = time.process_time() - started
+                write_atomically(part, _part(key, cpu_seconds, found))
+            for kind, judged_rows in _read(part, key).items():
+                rows.setdefault(kind, []).extend(judged_rows)
+            _show(f"{number * HALVES + half + 1} of {worlds * HALVES} halves")
+        shutil.rmtree(out / f"models-{seed + number}", ignore_errors=True)
+    return rows
+
+
+def _part(key: str, cpu_seconds: float, rows: Mapping[str, Sequence[Judged]]) -> bytes:
+    shown = {kind: [asdict(row) for row in group] for kind, group in rows.items()}
+    return json.dumps({"key": key, "cpu_seconds": cpu_seconds, "rows": shown}, indent=1, sort_keys=True).encode()
+
+
+def _read(part: Path, key: str) -> dict[str, list[Judged]]:
+    document = json.loads(part.read_text(encoding="utf-8"))
+    if document["key"] != key:
+        raise SpecError(f"{part.name} was measured with other sizes or another policy; name an empty directory")
+    return {kind: [Judged(**row) for row in group] for kind, group in document["rows"].items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """How often something happened, with one-sided 95 % bounds; trials of one half share a model and its twins."""
+
+    what: str
+    happened: int
+    trials: int
+    lower: float
+    upper: float
+
+
+def rate(what: str, rows: Sequence[Judged], happened: Callable[[Judged], bool]) -> Rate:
+    """Count how often `happened`; Clopper-Pearson bounds."""
+    hits = sum(map(happened, rows))
+    lower, upper = clopper_pearson_lower(hits, len(rows)), clopper_pearson_upper(hits, len(rows))
+    return Rate(what, hits, len(rows), lower, upper)
+
+
+def rates(rows: Mapping[str, Sequence[Judged]]) -> list[Rate]:
+    """The table: false PASS by family and level, PASS on gold, FAIL on unchanged models."""
+    out = []
+    for level in LEVELS:
+        for family in FAMILIES:
+            kind = f"{family} with {level} rho"
+            if rows.get(kind):
+                out.append(rate(f"{kind}: {family} passes", rows[kind], lambda r, f=family: r.results[f] == "PASS"))
+                out.append(rate(f"{kind}: all three pass", rows[kind], lambda r: r.overall == "PASS"))
+    for kind in rows:
+        if kind.startswith("gold"):
+            out.append(rate(f"{kind}: PASS", rows[kind], lambda r: r.overall == "PASS"))
+            out.append(rate(f"{kind}: INCONCLUSIVE", rows[kind], lambda r: r.overall == "INCONCLUSIVE"))
+        elif kind.startswith("unchanged"):
+            out.append(rate(f"{kind}: FAIL", rows[kind], lambda r: r.overall == "FAIL"))
+    return out
+
+
+def strengths(rows: Mapping[str, Sequence[Judged]]) -> dict[str, dict[str, float]]:
+    """The median strength d- of each family by number of facts."""
+    out: dict[str, dict[str, float]] = {}
+    for kind, group in rows.items():
+        if kind.startswith("gold"):
+            found = {f: [r.strength[f] for r in group] for f in FAMILIES}
+            out[kind] = {f: median(v for v in values if v is not None) for f, values in found.items()}
+    return out
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the table and write `error_rates.json`; 2 when the request cannot be met."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.error_rates", description="Count wrong verdicts.")
+    parser.add_argument("--out", type=Path, required=True, help="directory for parts and result")
+    parser.add_argument("--worlds", type=int, default=5)
+    parser.add_argument("--seed", type=int, default=501, help="of the first world")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--quick", action="store_true", help="tiny worlds: a test of the machinery, no measurement")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    options.out.mkdir(parents=True, exist_ok=True)
+    sizes = quick(Sizes()) if options.quick else Sizes()
+    try:
+        rows = run(
+            options.out, worlds=options.worlds, seed=options.seed, sizes=sizes, policy=load_policy("reference-1")
+        )
+    except SpecError as exc:
+        sys.stderr.write(f"{exc}\n")
+        return 2
+    table, strong = rates(rows), strengths(rows)
+    document = {"sizes": plain_object(sizes), "rates": [asdict(row) for row in table], "strength": strong}
+    write_atomically(options.out / "error_rates.json", json.dumps(document, indent=1, sort_keys=True).encode())
+    for row in table:
+        share = row.happened / row.trials
+        _show(f"{row.what:<44}{row.happened:>5} of {row.trials:<5}{share:7.3f}   [{row.lower:.3f}, {row.upper:.3f}]")
+    for kind, values in strong.items():
+        _show(f"{kind:<44}d-  " + "  ".join(f"{family} {value:.1f}" for family, value in values.items()))
+    return 0
+
+
+def _show(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

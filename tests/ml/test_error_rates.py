@@ -1,0 +1,98 @@
+"""The error-rate benchmark: what it asks of the rule, what it counts, and that a killed run repeats nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import error_rates
+from benchmarks.error_rates import FAMILIES, Judged, judged, primaries_of, rate
+from benchmarks.graded_models import Scores
+from ml.policies import load_policy
+
+TWINS = 239
+POLICY = primaries_of(load_policy("reference-1"), twins=TWINS)
+
+
+def scores(*, shift: float, seed: int, customers: int = 2, facts: int = 30) -> Scores:
+    """One number a fact: customers stand `shift` above the twins, whose spread is 1."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randn(customers + TWINS, facts, generator=generator)
+    drawn[:customers] += shift
+    return {attack: drawn.clone() for attack in FAMILIES.values()}
+
+
+def test_a_person_of_whom_nothing_remains_passes_and_an_unchanged_model_fails() -> None:
+    before = scores(shift=8.0, seed=1)
+    assert set(judged(before, scores(shift=0.0, seed=2), 0, 2, POLICY)["results"].values()) == {"PASS"}
+    assert set(judged(before, before, 1, 2, POLICY)["results"].values()) == {"FAIL"}
+
+
+def test_where_twice_the_allowed_fraction_remains_nothing_passes() -> None:
+    before = scores(shift=8.0, seed=1)
+    assert "PASS" not in judged(before, scores(shift=3.2, seed=2), 0, 2, POLICY)["results"].values()
+
+
+def test_an_attack_that_never_saw_the_person_shows_nothing() -> None:
+    blank = scores(shift=0.0, seed=1)
+    assert "PASS" not in judged(blank, scores(shift=0.0, seed=2), 0, 2, POLICY)["results"].values()
+
+
+def test_holm_counts_the_families_that_are_not_measured_here() -> None:
+    assert len(POLICY.families) == 6
+    weak = primaries_of(load_policy("reference-1"), twins=99)
+    before = {a: s[:102] for a, s in scores(shift=8.0, seed=1).items()}
+    assert "FAIL" not in judged(before, before, 0, 2, weak)["results"].values()
+
+
+def test_only_stops_just_above_the_wanted_fraction_are_used() -> None:
+    way = [{"exposure": [share]} for share in (0.0, 0.12, 0.21, 0.4, 0.19, 0.5)]
+    assert error_rates._first_at(way, "exposure", 0, 0.2) == 2
+    assert error_rates._first_at(way, "exposure", 0, 0.3) is None
+    assert error_rates._first_at(way, "exposure", 0, 0.9) is None
+
+
+def test_what_remains_is_read_from_the_same_person_on_gold() -> None:
+    def of(*values: float) -> Scores:
+        return {"exposure": torch.tensor([[value] for value in values])}
+
+    shares = error_rates._remaining(of(9.0, 5.0), of(1.0, -3.0), of(3.0, 1.0), 2)
+    assert shares["exposure"] == pytest.approx([0.25, 0.5])
+
+
+def test_rates_carry_their_bounds() -> None:
+    row = Judged("w-0", None, {"F1": 9.0}, {"F1": "INCONCLUSIVE"})
+    none = rate("false PASS", [row] * 59, lambda r: r.overall == "PASS")
+    assert (none.happened, none.lower) == (0, 0.0)
+    assert none.upper == pytest.approx(0.04950761, abs=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("results", "overall"),
+    [
+        (("PASS", "PASS", "PASS"), "PASS"),
+        (("PASS", "INCONCLUSIVE", "PASS"), "INCONCLUSIVE"),
+        (("INCONCLUSIVE", "FAIL", "PASS"), "FAIL"),
+    ],
+)
+def test_one_family_that_fails_fails_and_all_must_pass(results: tuple[str, ...], overall: str) -> None:
+    assert Judged("w-0", None, {}, dict(zip(FAMILIES, results, strict=True))).overall == overall
+
+
+@pytest.mark.slow
+def test_a_run_counts_every_customer_once_and_reads_finished_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--out", str(tmp_path), "--worlds", "1", "--quick"]
+    assert error_rates.main(arguments) == 0
+    first = capsys.readouterr().out
+    assert "gold, 6 facts: PASS" in first
+    assert "of 4 " in first
+    assert not list(tmp_path.glob("models-*"))
+    monkeypatch.setattr(error_rates, "Trial", None)
+    assert error_rates.main(arguments) == 0
+    assert capsys.readouterr().out == first
+    (tmp_path / "part-501-0.json").write_text('{"key": "another", "rows": {}}')
+    assert error_rates.main(arguments) == 2
