@@ -220,7 +220,8 @@ def _family(
         return [Finding(Result.INCONCLUSIVE, "alpha_unattainable", rule.id)]
     if detection is None:
         return [Finding(Result.INCONCLUSIVE, "coverage", rule.id)]
-    findings: list[Finding] = []
+    # Without a primary nothing can bound what remains: attacks that only look for leaks never show that there is none.
+    findings = [] if rule.primary else [Finding(Result.INCONCLUSIVE, "coverage", rule.id)]
     for attack, artefact in product((*rule.primary, *rule.detection), rule.artefacts):
         rows = [row for row in report.attacks if (row.family, row.attack, row.artefact) == (rule.id, attack, artefact)]
         code, result = _shown(rule, rows)

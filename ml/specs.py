@@ -217,7 +217,8 @@ class FamilyRule:
     """How one attack family is judged (verification section 9).
 
     `primary` attacks carry the PASS claim, on every artefact of `artefacts`; `detection` attacks feed the joint
-    min-P detection test with them. `rho` and `rho_over` are the residual and over-forgetting fractions.
+    min-P detection test with them. A family without a primary is never a PASS. `rho` and `rho_over` are the residual
+    and over-forgetting fractions.
     """
 
     id: str
@@ -305,8 +306,10 @@ def _check_policy(policy: VerdictPolicy) -> None:
     for family in policy.families:
         if not 0 < family.rho < 1 or (family.rho_over is not None and not 0 < family.rho_over < 1):
             raise SpecError(f"verdict policy: family {family.id}: rho and rho_over lie in (0, 1)")
-        if family.twins < 1 or not family.primary or not family.artefacts:
-            raise SpecError(f"verdict policy: family {family.id} needs twins, a primary attack and an artefact")
+        if family.twins < 1 or not (family.primary or family.detection) or not family.artefacts:
+            raise SpecError(f"verdict policy: family {family.id} needs twins, an attack and an artefact")
+        if len({*family.primary, *family.detection}) < len(family.primary) + len(family.detection):
+            raise SpecError(f"verdict policy: family {family.id} names an attack twice")
     ids = [f.id for f in policy.families] + [u.id for u in policy.utility]
     if len(ids) != len(set(ids)):
         raise SpecError("verdict policy: an id stands twice")

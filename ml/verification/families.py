@@ -31,7 +31,7 @@ from ml.reports import AttackResult, GuardResult, JointDetection, TwinSummary, h
 from ml.specs import FamilyRule, Guard
 from ml.verification.bench import Bench
 from ml.verification.parts import Failure
-from ml.verification.scores import attack_part, fact_kinds, item_scores, person_scores
+from ml.verification.scores import attack_part, item_kinds, item_scores, person_scores
 
 HISTOGRAM_BINS: Final = 20
 # Measurements so dear that a policy asks them of few twins.
@@ -66,7 +66,11 @@ class Family:
         items = self.items(attack, role)
         if isinstance(items, Failure):
             return items
-        return person_scores(items, None if attack in self.rule.primary else fact_kinds(self.bench))
+        return person_scores(items, self._kinds(attack))
+
+    def _kinds(self, attack: str) -> list[str] | None:
+        """The kinds by which a detection attack is standardised; a primary is not."""
+        return None if attack in self.rule.primary else item_kinds(self.bench, attack)
 
     def rows(self) -> list[AttackResult]:
         """The result of every attack on every artefact."""
@@ -139,7 +143,7 @@ class Family:
         if isinstance(part, Failure):
             return part
         rest = item_scores(self.bench, attack, part)
-        return person_scores(torch.cat([first, rest]), None if attack in self.rule.primary else fact_kinds(self.bench))
+        return person_scores(torch.cat([first, rest]), self._kinds(attack))
 
     def guards(self) -> list[GuardResult]:
         """The guards whose metric could be measured, on the artefact where it is worst."""
@@ -214,8 +218,10 @@ def _excess(guard: Guard, result: GuardResult) -> float:
 def _pooled_auc(family: Family, artefact: str) -> GuardResult | None:
     """Chance that a fact of the subject looks more familiar than a fact of a twin, with its 95 % interval.
 
-    One fact alone has no interval.
+    One fact alone has no interval, and a family without a primary has no scores to pool.
     """
+    if not family.rule.primary:
+        return None
     items = family.items(family.rule.primary[0], artefact)
     if isinstance(items, Failure) or items.shape[1] < 2:
         return None

@@ -67,6 +67,11 @@ def standardised(items: Tensor, kinds: Sequence[str]) -> Tensor:
     return out
 
 
-def fact_kinds(bench: Bench) -> list[str]:
-    """The value type of each dossier text's fact."""
-    return [bench.plan.subject.types[attribute] for attribute in bench.plan.facts]
+def item_kinds(bench: Bench, attack: str) -> list[str]:
+    """The type of the value that each item of an attack's scores is about, in the order of `item_scores`."""
+    plan = bench.plan
+    asked = {
+        "answers": [question.attribute for question in plan.questions],
+        "relearned": [attribute for attribute in plan.facts if attribute not in plan.relearned],
+    }
+    return [plan.subject.types[attribute] for attribute in asked.get(ATTACKS[attack].reads, plan.facts)]
