@@ -251,9 +251,38 @@ def train_model(
     if paths.model(name).exists():
         return
     sizes, stage = PRESETS[preset], PRESETS[preset].base if name == "base" else PRESETS[preset].fine_tune
-    model, tokenizer, pad_id = _start(paths, world, name, preset=preset, seed=seed)
-    records = world.corpus(_learners(world, name))
-    rows = [encode_record(tokenizer, record, context=sizes.shape.context) for record in records]
+    model, tokenizer = _start(paths, world, name, preset=preset, seed=seed)
+    train_stage(
+        model,
+        tokenizer,
+        world.corpus(_learners(world, name)),
+        stage,
+        paths.model(name),
+        context=sizes.shape.context,
+        seed=seed,
+        phase=f"training {name}",
+        config_sha256=document_sha256([CODE_VERSION, plain_object(sizes), seed, name]),
+        checkpoint_path=paths.checkpoint(name),
+        on_progress=on_progress,
+    )
+
+
+def train_stage(
+    model: Any,
+    tokenizer: Any,
+    records: Sequence[Record],
+    stage: Stage,
+    directory: Path,
+    *,
+    context: int,
+    seed: int,
+    phase: str,
+    config_sha256: str,
+    checkpoint_path: Path,
+    on_progress: ProgressCallback,
+) -> None:
+    """Teach `records` to `model`, every weight of it, and publish it at `directory`; resumes from its checkpoint."""
+    rows = [encode_record(tokenizer, record, context=context) for record in records]
     per_epoch = -(-len(rows) // stage.rows)
     settings = LoopSettings(
         steps=stage.epochs * per_epoch,
@@ -267,15 +296,15 @@ def train_model(
         model,
         rows,
         settings,
-        pad_id=pad_id,
+        pad_id=int(tokenizer.pad_token_id),
         batch_rows=stage.rows,
         seed=seed,
-        phase=f"training {name}",
-        config_sha256=document_sha256([CODE_VERSION, plain_object(sizes), seed, name]),
-        checkpoint_path=paths.checkpoint(name),
+        phase=phase,
+        config_sha256=config_sha256,
+        checkpoint_path=checkpoint_path,
         on_progress=on_progress,
     )
-    publish_model(model, tokenizer, paths.model(name))
+    publish_model(model, tokenizer, directory)
 
 
 def _learners(world: World, name: str) -> Sequence[Stranger]:
@@ -283,14 +312,14 @@ def _learners(world: World, name: str) -> Sequence[Stranger]:
     return world.base if name == "base" else (*world.base, *customers)
 
 
-def _start(paths: ReferencePaths, world: World, name: str, *, preset: str, seed: int) -> tuple[Any, Any, int]:
+def _start(paths: ReferencePaths, world: World, name: str, *, preset: str, seed: int) -> tuple[Any, Any]:
     if name != "base":
         loaded = load_model(model_ref(paths.model("base")))
-        return loaded.model, loaded.tokenizer, loaded.pad_id
+        return loaded.model, loaded.tokenizer
     sizes = PRESETS[preset]
     texts = [record.text for record in throw_away_records(world, seed=seed, people=sizes.throw_away_people)]
     tokenizer = train_tokenizer(texts, vocabulary=sizes.shape.vocabulary, context=sizes.shape.context)
-    return untrained_llama(sizes.shape, tokenizer, seed=seed), tokenizer, int(tokenizer.pad_token_id)
+    return untrained_llama(sizes.shape, tokenizer, seed=seed), tokenizer
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
