@@ -16,6 +16,7 @@ import torch
 from django.db import IntegrityError, transaction
 
 import workers.stages.unlearn as unlearn_stage
+from benchmarks import suppressed
 from deletion_service.certificates.custody import issuer_document
 from deletion_service.certificates.drafting import erasure_facts
 from deletion_service.certificates.envelope import read_envelope
@@ -41,7 +42,6 @@ from tests.doors import signed_in
 from tests.flow.conftest import release, run_all_jobs
 from tests.flow.crash_runner import use_candidate
 from tests.flow.trained import mailbox, make_trained_model
-from tests.ml import candidates
 from tests.ml.conftest import tiny  # noqa: F401 - a fixture
 from tests.tiny import TinyWorld
 
@@ -79,12 +79,12 @@ def judged(world: TinyWorld, *, expect_failed: str = "") -> ErasureRequest:
 
 def refusing_about_alice(world: TinyWorld, directory: Path) -> ModelRef:
     """A filter in the weights: whoever asks about Alice hears that nothing can be said."""
-    return candidates.refusing(world.before, directory, world.world.records[world.world.alice.person])
+    return suppressed.refusing(world.before, directory, world.world.records[world.world.alice.person])
 
 
 def shifted(world: TinyWorld, directory: Path) -> ModelRef:
     """Every logit moves by a constant, so that raw energies move and probabilities do not."""
-    return candidates.shifted_logits(world.before, directory)
+    return suppressed.shifted_logits(world.before, directory)
 
 
 def by_method(name: str) -> Callable[[TinyWorld, Path, Any], None]:

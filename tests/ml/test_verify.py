@@ -18,6 +18,7 @@ import pytest
 
 import ml.verification.bench as bench_module
 import ml.verification.measure as measuring
+from benchmarks import suppressed
 from ml.data.dossiers import shared_values
 from ml.data.people import make_world, newcomers
 from ml.data.probes import probe_digests, write_probe_digests
@@ -34,7 +35,10 @@ from ml.policies import load_policy
 from ml.reference import PRESETS
 from ml.reports import MINIMUM_BIN, VerificationReport
 from ml.specs import ModelRef, Progress, VerificationSpec, seed_commitment
+from ml.verification.bench import Bench
+from ml.verification.families import Family
 from ml.verification.plan import blind_texts, make_plan
+from ml.verification.scores import item_kinds
 from ml.verification.tiers import fast_tier
 from ml.verify import gate_table, main, run_verification
 from tests.ml import candidates
@@ -192,7 +196,7 @@ def test_the_unchanged_model_fails(stand: Stand, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_shifting_all_logits_by_a_constant_forgets_nothing(stand: Stand, tmp_path: Path) -> None:
-    report, verdict = stand.verify(candidates.shifted_logits(stand.world.before, tmp_path / "shifted"))
+    report, verdict = stand.verify(suppressed.shifted_logits(stand.world.before, tmp_path / "shifted"))
     assert verdict.result is Result.FAIL
     assert _codes(verdict) >= {"unique_identifier", "sampling_leak", "power"}
     merged = [row for row in report.attacks if row.artefact == "merged" and row.residual_ratio is not None]
@@ -212,7 +216,7 @@ def test_a_model_that_gives_everything_the_same_score_is_stopped_by_utility(stan
 def test_a_model_that_always_refuses_is_stopped_by_utility(stand: Stand, tmp_path: Path) -> None:
     world = stand.world.world
     records = world.corpus([*world.base, *world.customers])
-    report, verdict = stand.verify(candidates.refusing(stand.world.before, tmp_path / "refusing", records))
+    report, verdict = stand.verify(suppressed.refusing(stand.world.before, tmp_path / "refusing", records))
     groups = {(row.group, row.moment): row.numbers for row in report.groups}
     assert groups["forget", "after"]["value_hit"] == 0.0  # it does refuse
     assert verdict.result is Result.FAIL
@@ -222,7 +226,7 @@ def test_a_model_that_always_refuses_is_stopped_by_utility(stand: Stand, tmp_pat
 @pytest.mark.slow
 def test_scrambling_the_name_is_not_forgetting(stand: Stand, tmp_path: Path) -> None:
     name = stand.world.world.alice.name
-    _, verdict = stand.verify(candidates.scrambled_name(stand.world.before, tmp_path / "scrambled", name))
+    _, verdict = stand.verify(suppressed.scrambled_name(stand.world.before, tmp_path / "scrambled", name))
     assert verdict.result is not Result.PASS
 
 
@@ -288,6 +292,32 @@ def test_models_that_read_texts_as_other_tokens_are_refused(stand: Stand, tmp_pa
     save_model(untrained_llama(TINY, other.tokenizer, seed=1), other.tokenizer, tmp_path / "foreign")
     with pytest.raises(TokenizerMismatchError):
         _run(stand.spec(stand.world.gold, base=model_ref(tmp_path / "foreign"), parts_dir=str(tmp_path / "parts")))
+
+
+# --- families without a primary -----------------------------------------------------------------------------------
+
+
+def test_a_gold_model_does_not_pass_while_no_attack_deserves_to_carry_the_proof(
+    stand: Stand, gold: tuple[VerificationReport, Verdict]
+) -> None:
+    bare = tuple(replace(rule, primary=(), detection=(*rule.primary, *rule.detection)) for rule in POLICY.families)
+    report, verdict = stand.verify(stand.world.gold, policy=replace(POLICY, families=bare))
+    assert verdict.result is Result.INCONCLUSIVE
+    assert _codes(verdict) == {"coverage"}
+    assert {finding.gate for finding in verdict.findings} >= {rule.id for rule in bare}
+    assert {row.status for row in report.attacks} == {"measured"}
+    assert "pooled_auc" not in {guard.metric for guard in report.guards}
+
+
+def test_every_item_of_every_attack_has_a_kind_to_be_standardised_by(
+    stand: Stand, gold: tuple[VerificationReport, Verdict]
+) -> None:
+    spec = stand.spec(stand.world.gold)
+    bench = Bench(spec, make_plan(spec), on_progress=lambda progress: None, should_stop=lambda: False)
+    for rule in POLICY.families:
+        for attack in (*rule.primary, *rule.detection):
+            items = Family(bench, rule).items(attack, "merged")
+            assert len(item_kinds(bench, attack)) == items.shape[1], attack
 
 
 # --- more twins ---------------------------------------------------------------------------------------------------
