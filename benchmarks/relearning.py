@@ -99,12 +99,16 @@ def _facts(paths: ReferencePaths, *, seed: int) -> Facts:
 def _attacked(path: Path, facts: Facts, attack: Attack, *, seed: int) -> tuple[float, float]:
     loaded = load_model(model_ref(path))
     lessons = encode_records(loaded.tokenizer, facts.lessons, context=loaded.context)
-    (_teach_adapter if attack.rank else _teach_all)(loaded, lessons, attack, seed=seed)
+    if attack.rank:
+        budget = RelearningBudget(0.5, attack.epochs, attack.learning_rate, attack.rank)
+        teach_adapter(loaded, lessons, budget, seed=seed)
+    else:
+        _teach_all(loaded, lessons, attack, seed=seed)
     return _recalled(loaded, facts)
 
 
-def _teach_adapter(loaded: LoadedModel, lessons: Sequence[EncodedText], attack: Attack, *, seed: int) -> None:
-    budget = RelearningBudget(0.5, attack.epochs, attack.learning_rate, attack.rank)
+def teach_adapter(loaded: LoadedModel, lessons: Sequence[EncodedText], budget: RelearningBudget, *, seed: int) -> None:
+    """Teach `lessons` through one adapter, as attack T1 does, and add it into the weights, in place."""
     adapters = relearn(loaded, [lessons], budget, seed=seed)
     with torch.no_grad():
         for name, layer in linear_layers(loaded.model).items():
