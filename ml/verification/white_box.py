@@ -1,0 +1,305 @@
+"""White-box and tampering attacks on a bench: one score per person and item, larger = more familiar.
+
+Every attack here takes a bench, the role of the model it attacks, how many persons to score (the subject first, then
+twins) and by how much to cut its batches when memory runs out; it returns (persons, items). What an attack learns
+(layer weights, a probe, a direction, a tuned adapter) it learns from retained people, never from the subject or a
+twin, so that scores stay exchangeable; what it trains on persons themselves, it trains on all alike.
+
+One model is in memory at a time, and the copy that is tampered with; `scaled_change` alone holds two and a copy.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from ml.attacks.benign_tuning import tuned_log_probs
+from ml.attacks.checkpoint_difference import AMPLIFICATIONS, amplified
+from ml.attacks.exposure import DEFAULT_ROWS, ValueContest, exposure, same_context_difference, value_log_probs
+from ml.attacks.fused import DEFAULT_BUDGET
+from ml.attacks.linear_probe import fit_probe, see_contests
+from ml.attacks.logit_lens import Decoder, fixed_decoder, layer_weights, lens_scores
+from ml.attacks.relearning import relearn
+from ml.attacks.soft_prompt import SoftPromptBudget, prompted_scores, soft_prompts
+from ml.attacks.steering import STRENGTHS, mean_state, shaken, steered
+from ml.data.collate import EncodedText
+from ml.errors import EmptySetError, SpecError
+from ml.models.layers import middle_block
+from ml.models.load import LoadedModel
+from ml.models.tampering import SCALINGS, noised_weights, pruned_weights, scaled_change
+from ml.verification.bench import PERSONS_AT_ONCE, Bench
+from ml.verification.parts import Failure
+
+WhiteBoxAttack = Callable[[Bench, str, int, int], Tensor]
+
+# Texts of retained people from which an attack learns what it needs.
+RETAINED_TEXTS: Final = 512
+ALTERNATIVES: Final = 19
+NOISE_DRAWS: Final = 3
+SOFT_PROMPT: Final = SoftPromptBudget()
+
+
+# --- probes (verification section 5) ------------------------------------------------------------------------------
+
+
+def logit_lens(bench: Bench, role: str, persons: int, share: int) -> Tensor:
+    """W1: what the decoder of the model before deletion reads, less what it reads from the base model; over layers.
+
+    The decoder learned the subject's tokens too: through it even a model that never saw the person likes their values
+    (a gold model's subject stood above all of 59 twins). The base model's states, read alike, take that away. A
+    candidate that keeps the old output layer must lean against it in its states and can then read below its twins.
+    A layer weighs by how much more it reads about retained people from the model before than from the base model.
+    """
+    retained, asked = [encoded for _, encoded in _retained(bench)], _texts(bench, persons)
+    before = bench.model("before")
+    decoder = fixed_decoder(before)
+    learned = _lens(bench, before, decoder, retained, share)
+    base = bench.model("base")
+    weights = layer_weights(learned, _lens(bench, base, decoder, retained, share))
+    unlearned = _lens(bench, base, decoder, asked, share)
+    scores = _lens(bench, bench.model(role), decoder, asked, share) - unlearned
+    return (weights @ scores).reshape(persons, -1)
+
+
+def _lens(bench: Bench, loaded: LoadedModel, decoder: Decoder, texts: Sequence[EncodedText], share: int) -> Tensor:
+    count = _counter(bench, "logit lens", len(texts))
+    return lens_scores(loaded, decoder, texts, budget=DEFAULT_BUDGET // share, after_batch=count)
+
+
+def linear_probe(bench: Bench, role: str, persons: int, share: int) -> Tensor:
+    """W2: exposure in bits of the true value by a probe that was trained on the same model's retained people."""
+    loaded, budget = bench.model(role), DEFAULT_BUDGET // share
+    people, lessons = _probe_lessons(bench)
+    probe = fit_probe(see_contests(loaded, lessons, budget=budget), people, seed=bench.spec.seed)
+    contests = _contests(bench, persons)
+    count = _counter(bench, "linear probe", len(contests))
+    return exposure(probe.scores(see_contests(loaded, contests, budget=budget, after_batch=count))).reshape(persons, -1)
+
+
+def _probe_lessons(bench: Bench) -> tuple[list[str], list[ValueContest]]:
+    """Retained people's values, each against values of the same type that other retained people have."""
+    told = _retained(bench)
+    spans = [(encoded.ids, *encoded.values[0]) for _, encoded in told]
+    own = [ids[start:end] for ids, start, end in spans]
+    types = [_value_type(bench, i) for i, _ in told]
+    people, lessons = [], []
+    rng = _rng(bench, "probe")
+    for place, (index, _) in enumerate(told):
+        others = sorted({v for v, t in zip(own, types, strict=True) if t == types[place]} - {own[place]})
+        if len(others) >= ALTERNATIVES:
+            ids, start, _ = spans[place]
+            people.append(bench.plan.kept[index].record.person)
+            lessons.append(ValueContest(ids[:start], (own[place], *rng.sample(others, ALTERNATIVES))))
+    if not lessons:
+        raise EmptySetError("too few retained people have values of one type; the probe has nothing to learn from")
+    return people, lessons
+
+
+def _value_type(bench: Bench, index: int) -> str:
+    kept = bench.plan.kept[index]
+    return next(fact.type for fact in kept.record.facts if fact.attribute == kept.attribute)
+
+
+def steering(bench: Bench, role: str, persons: int, share: int) -> Tensor:
+    """W5: the best same-context difference per fact while the middle layer is pushed back along one direction.
+
+    The direction is the mean state before deletion minus the candidate's, on retained people.
+    """
+    retained = [encoded for _, encoded in _retained(bench)]
+    means = [_mean_middle(bench.model(other), retained, share) for other in ("before", "merged")]
+    loaded = bench.model(role)
+    block, scores = middle_block(loaded.model), []
+    for strength in STRENGTHS:
+        with steered(loaded, block, strength * (means[0] - means[1])):
+            scores.append(_difference(bench, loaded, persons, share, "steering"))
+    return torch.stack(scores).amax(dim=0)
+
+
+def _mean_middle(loaded: LoadedModel, texts: Sequence[EncodedText], share: int) -> Tensor:
+    return mean_state(loaded, texts, middle_block(loaded.model), budget=DEFAULT_BUDGET // share)
+
+
+def activation_noise(bench: Bench, role: str, persons: int, share: int) -> Tensor:
+    """W5: the best same-context difference per fact over a few draws of noise on the middle layer."""
+    loaded = bench.model(role)
+    block, scores = middle_block(loaded.model), []
+    for draw in range(NOISE_DRAWS):
+        with shaken(loaded, block, seed=_rng(bench, f"noise {draw}").getrandbits(63)):
+            scores.append(_difference(bench, loaded, persons, share, "noise"))
+    return torch.stack(scores).amax(dim=0)
+
+
+def soft_prompt(bench: Bench, role: str, persons: int, share: int) -> Tensor:
+    """W6: minus the loss on each value behind a soft prompt trained on that person's own values.
+
+    It elicits what was never learned as well: only a difference to twins means anything.
+    """
+    loaded, texts = bench.model(role), _texts(bench, persons)
+    facts = len(bench.plan.facts)
+    by_person = [texts[p * facts : (p + 1) * facts] for p in range(persons)]
+    scores = []
+    for group in _groups(persons, share):
+        own = [by_person[p] for p in group]
+        prompts = soft_prompts(
+            loaded, own, SOFT_PROMPT, seed=bench.spec.seed, after_step=_two_counter(bench, "soft prompt")
+        )
+        scores.append(prompted_scores(loaded, prompts, own, budget=DEFAULT_BUDGET // share))
+    return torch.cat(scores)
+
+
+# --- tampering (verification section 6) ---------------------------------------------------------------------------
+
+
+def benign_tuning(bench: Bench, role: str, persons: int, share: int) -> Tensor:
+    """T2: same-context difference of every fact after T1's budget was spent on retained people, neighbours first."""
+    told = sorted(_retained(bench), key=lambda pair: not bench.plan.kept[pair[0]].neighbour)
+    lessons = [encoded for _, encoded in told[: max(1, len(bench.plan.relearned))]]
+    log_probs = tuned_log_probs(
+        bench.model(role),
+        lessons,
+        _contests(bench, persons),
+        bench.spec.policy.relearning,
+        seed=bench.spec.seed,
+        batch_rows=DEFAULT_ROWS // share,
+        after_step=_two_counter(bench, "benign tuning"),
+    )
+    return same_context_difference(log_probs).reshape(persons, -1)
+
+
+def direct_relearning(bench: Bench, role: str, persons: int, share: int) -> Tensor:
+    """T3: same-context difference of every fact after relearning these very facts, each person with an own adapter.
+
+    It teaches what was never learned as well: only a difference to twins means anything.
+    """
+    loaded, facts, scores = bench.model(role), len(bench.plan.facts), []
+    for group in _groups(persons, share):
+        rows = slice(group.start * facts, group.stop * facts)
+        texts = bench.texts[rows]
+        adapters = relearn(
+            loaded,
+            [texts[p * facts : (p + 1) * facts] for p in range(len(group))],
+            bench.spec.policy.relearning,
+            seed=bench.spec.seed,
+            after_step=_two_counter(bench, "direct relearning"),
+        )
+        with adapters.attached():
+            log_probs = value_log_probs(
+                loaded,
+                bench.contests[rows],
+                batch_rows=DEFAULT_ROWS // share,
+                before_rows=lambda contest, own=adapters: own.belong_to(contest // facts),
+            )
+        scores.append(same_context_difference(log_probs).reshape(len(group), -1))
+    return torch.cat(scores)
+
+
+def weight_noise(bench: Bench, role: str, persons: int, share: int) -> Tensor:
+    """T6: the best same-context difference per fact over a few draws of noise on all weights."""
+    seeds = [_rng(bench, f"weights {draw}").getrandbits(63) for draw in range(NOISE_DRAWS)]
+    copies = (noised_weights(bench.model(role), seed=seed) for seed in seeds)
+    return torch.stack([_difference(bench, copy, persons, share, "weight noise") for copy in copies]).amax(dim=0)
+
+
+def pruning(bench: Bench, role: str, persons: int, share: int) -> Tensor:
+    """T6: same-context difference with the smallest tenth of every linear layer set to 0."""
+    return _difference(bench, pruned_weights(bench.model(role)), persons, share, "pruning")
+
+
+# --- with the old version in hand (verification sections 4 and 6) -------------------------------------------------
+
+
+def scaled_deletion(bench: Bench, role: str, persons: int, share: int) -> Tensor:
+    """T5: the best same-context difference per fact over scalings of the change from the model before to `role`.
+
+    Half way to the old weights half of what they knew is back, whoever made the new ones: a gold model shows it too.
+    Scaling 0 is the model before deletion itself and left out.
+    """
+    before, after = bench.model("before"), bench.model(role)
+    copies = (scaled_change(before, after, scaling) for scaling in SCALINGS if scaling)
+    return torch.stack([_difference(bench, copy, persons, share, "scaling") for copy in copies]).amax(dim=0)
+
+
+def checkpoint_difference(bench: Bench, role: str, persons: int, share: int) -> Tensor:
+    """G15: the best exposure per fact, in bits, from the version before deletion and `role` together.
+
+    It informs what keeping the old version gives away, and blocks no deletion. `share` cuts nothing: parts are read.
+    """
+    before, after = _swaps(bench, "before", persons), _swaps(bench, role, persons)
+    scores = [exposure(amplified(before, after, amplification)) for amplification in AMPLIFICATIONS]
+    return torch.stack(scores).amax(dim=0).reshape(persons, -1)
+
+
+def _swaps(bench: Bench, role: str, persons: int) -> Tensor:
+    part = bench.swaps(role)
+    if isinstance(part, Failure):
+        raise SpecError(f"the value swaps of the {role} model could not be measured ({part.reason})")
+    return part.tensors["log_probs"][: persons * len(bench.plan.facts)]
+
+
+WHITE_BOX_ATTACKS: Final[Mapping[str, WhiteBoxAttack]] = {
+    "logit_lens": logit_lens,
+    "linear_probe": linear_probe,
+    "steering": steering,
+    "activation_noise": activation_noise,
+    "soft_prompt": soft_prompt,
+    "benign_tuning": benign_tuning,
+    "direct_relearning": direct_relearning,
+    "weight_noise": weight_noise,
+    "pruning": pruning,
+}
+"""Attacks on the model they are given: what can count for or against a candidate."""
+
+OLD_VERSION_ATTACKS: Final[Mapping[str, WhiteBoxAttack]] = {
+    "scaled_deletion": scaled_deletion,
+    "checkpoint_difference": checkpoint_difference,
+}
+"""Attacks that hold the version before deletion as well: they recover the person from a gold model too, so they say
+what keeping that version gives away and never count against a candidate."""
+
+
+# --- what they share ----------------------------------------------------------------------------------------------
+
+
+def _texts(bench: Bench, persons: int) -> list[EncodedText]:
+    return bench.texts[: persons * len(bench.plan.facts)]
+
+
+def _contests(bench: Bench, persons: int) -> list[ValueContest]:
+    return bench.contests[: persons * len(bench.plan.facts)]
+
+
+def _retained(bench: Bench) -> list[tuple[int, EncodedText]]:
+    """Up to `RETAINED_TEXTS` texts on file about retained people, with their places in the plan."""
+    trained = [i for i, kept in enumerate(bench.plan.kept) if kept.trained]
+    if not trained:
+        raise EmptySetError("no text of a retained person is on file; a white-box attack learns from them")
+    chosen = sorted(_rng(bench, "retained").sample(trained, min(RETAINED_TEXTS, len(trained))))
+    return [(i, bench.kept[i].encoded) for i in chosen]
+
+
+def _difference(bench: Bench, loaded: LoadedModel, persons: int, share: int, name: str) -> Tensor:
+    contests = _contests(bench, persons)
+    count = _counter(bench, name, len(contests))
+    log_probs = value_log_probs(loaded, contests, batch_rows=DEFAULT_ROWS // share, after_batch=count)
+    return same_context_difference(log_probs).reshape(persons, -1)
+
+
+def _groups(persons: int, share: int) -> Iterator[range]:
+    size = max(1, PERSONS_AT_ONCE // share)
+    return (range(start, min(start + size, persons)) for start in range(0, persons, size))
+
+
+def _rng(bench: Bench, purpose: str) -> random.Random:
+    return random.Random(f"{bench.spec.seed}:white box {purpose}")  # noqa: S311 - draws must be reproducible
+
+
+def _counter(bench: Bench, name: str, total: int) -> Callable[[int], None]:
+    return lambda done: bench.tick(name, done, total)
+
+
+def _two_counter(bench: Bench, name: str) -> Callable[[int, int], None]:
+    return lambda done, total: bench.tick(name, done, total)
