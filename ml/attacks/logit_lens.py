@@ -85,14 +85,30 @@ def lens_erasure(before: Tensor, after: Tensor, reference: Tensor) -> float:
     return unlearning_depth(before - reference, before - after)
 
 
-def layer_weights(before: Tensor, reference: Tensor) -> Tensor:
-    """How much each layer's reading tells, from people who stay: (layers, texts) twice to (layers,), sum 1.
+def telling_layers(gained: Tensor) -> Tensor:
+    """Which layers read what a model learned: (layers, texts) of people it knows to (layers,) bool.
 
+    Args:
+        gained: by how much more a layer reads than the same layer of the base model, nats.
     Raises:
-        EmptySetError: no layer reads more from `before` than from `reference`.
+        EmptySetError: none does.
     """
-    gap = (before - reference).mean(dim=1)
-    gap = torch.where(gap > SMALLEST_GAP, gap, torch.zeros_like(gap))
-    if float(gap.sum()) == 0:
-        raise EmptySetError("no layer reads what the model before deletion learned; the lens sees nothing here")
-    return gap / gap.sum()
+    telling = gained.mean(dim=1) > SMALLEST_GAP
+    if not bool(telling.any()):
+        raise EmptySetError("no layer reads what the model learned; the lens sees nothing here")
+    return telling
+
+
+def best_layer(scores: Tensor) -> Tensor:
+    """Scores on the layer where each person stands out most: (layers, persons, items) to (persons, items).
+
+    Layers are not averaged: a deletion may leave a trace in one and overshoot in the next. To compare them, a layer's
+    scores are centred on the median person and in units of the median distance from it; that treats all persons alike.
+    """
+    means = scores.mean(dim=2)
+    centre = means.median(dim=1, keepdim=True).values
+    spread = (means - centre).abs().median(dim=1, keepdim=True).values
+    spread = torch.where(spread > 0, spread, torch.ones_like(spread))
+    best = ((means - centre) / spread).argmax(dim=0)
+    standard = (scores - centre.unsqueeze(2)) / spread.unsqueeze(2)
+    return standard[best, torch.arange(scores.shape[1])]

@@ -2,7 +2,7 @@
 
 Every attack here takes a bench, the role of the model it attacks, how many persons to score (the subject first, then
 twins) and by how much to cut its batches when memory runs out; it returns (persons, items). What an attack learns
-(layer weights, a probe, a direction, a tuned adapter) it learns from retained people, never from the subject or a
+(which layers tell, a probe, a direction, a tuned adapter) it learns from retained people, never from the subject or a
 twin, so that scores stay exchangeable; what it trains on persons themselves, it trains on all alike.
 
 One model is in memory at a time, and the copy that is tampered with; `scaled_change` alone holds two and a copy.
@@ -22,7 +22,7 @@ from ml.attacks.checkpoint_difference import AMPLIFICATIONS, amplified
 from ml.attacks.exposure import DEFAULT_ROWS, ValueContest, exposure, same_context_difference, value_log_probs
 from ml.attacks.fused import DEFAULT_BUDGET
 from ml.attacks.linear_probe import fit_probe, see_contests
-from ml.attacks.logit_lens import Decoder, fixed_decoder, layer_weights, lens_scores
+from ml.attacks.logit_lens import Decoder, best_layer, fixed_decoder, lens_scores, telling_layers
 from ml.attacks.relearning import relearn
 from ml.attacks.soft_prompt import SoftPromptBudget, prompted_scores, soft_prompts
 from ml.attacks.steering import STRENGTHS, mean_state, shaken, steered
@@ -47,27 +47,40 @@ SOFT_PROMPT: Final = SoftPromptBudget()
 
 
 def logit_lens(bench: Bench, role: str, persons: int, share: int) -> Tensor:
-    """W1: what the decoder of the model before deletion reads, less what it reads from the base model; over layers.
+    """W1: what the decoder of the model before deletion reads from the layer that tells most about each person.
 
-    The decoder learned the subject's tokens too: through it even a model that never saw the person likes their values
-    (a gold model's subject stood above all of 59 twins). The base model's states, read alike, take that away. A
-    candidate that keeps the old output layer must lean against it in its states and can then read below its twins.
-    A layer weighs by how much more it reads about retained people from the model before than from the base model.
+    The decoder learned the subject's tokens too: through it even a model that never saw the person likes their values.
+    The base model's states, read by the same decoder, are subtracted; what is left is in the states alone.
     """
-    retained, asked = [encoded for _, encoded in _retained(bench)], _texts(bench, persons)
-    before = bench.model("before")
-    decoder = fixed_decoder(before)
-    learned = _lens(bench, before, decoder, retained, share)
-    base = bench.model("base")
-    weights = layer_weights(learned, _lens(bench, base, decoder, retained, share))
-    unlearned = _lens(bench, base, decoder, asked, share)
-    scores = _lens(bench, bench.model(role), decoder, asked, share) - unlearned
-    return (weights @ scores).reshape(persons, -1)
+    return _lens(bench, role, persons, share, fixed_decoder(bench.model("before")))
 
 
-def _lens(bench: Bench, loaded: LoadedModel, decoder: Decoder, texts: Sequence[EncodedText], share: int) -> Tensor:
-    count = _counter(bench, "logit lens", len(texts))
-    return lens_scores(loaded, decoder, texts, budget=DEFAULT_BUDGET // share, after_batch=count)
+def own_lens(bench: Bench, role: str, persons: int, share: int) -> Tensor:
+    """W1 by a holder of nothing but the model: its own decoder reads its layers, less what the base model's reads."""
+    return _lens(bench, role, persons, share, None)
+
+
+def _lens(bench: Bench, role: str, persons: int, share: int, decoder: Decoder | None) -> Tensor:
+    asked, retained = _texts(bench, persons), [encoded for _, encoded in _retained(bench)]
+    base, own = (_readings(bench, name, decoder, [*asked, *retained], share) for name in ("base", role))
+    telling = telling_layers((own - base)[:, len(asked) :])
+    return best_layer((own - base)[telling, : len(asked)].reshape(-1, persons, len(bench.plan.facts)))
+
+
+def _readings(bench: Bench, role: str, decoder: Decoder | None, texts: Sequence[EncodedText], share: int) -> Tensor:
+    loaded, count = bench.model(role), _counter(bench, f"logit lens {role}", len(texts))
+    budget = DEFAULT_BUDGET // share
+    return lens_scores(loaded, decoder or fixed_decoder(loaded), texts, budget=budget, after_batch=count)
+
+
+def output_layer(bench: Bench, role: str, persons: int, share: int) -> Tensor:
+    """What a model's output layer alone learned: it reads the base model's last states, less what the base's reads.
+
+    A deletion that leaves the output layer as it was leaves there what training wrote; no prompt shows it.
+    """
+    decoder = fixed_decoder(bench.model(role))
+    own, base = (_readings(bench, "base", by, _texts(bench, persons), share)[-1] for by in (decoder, None))
+    return (own - base).reshape(persons, -1)
 
 
 def linear_probe(bench: Bench, role: str, persons: int, share: int) -> Tensor:
@@ -242,6 +255,8 @@ def _swaps(bench: Bench, role: str, persons: int) -> Tensor:
 
 WHITE_BOX_ATTACKS: Final[Mapping[str, WhiteBoxAttack]] = {
     "logit_lens": logit_lens,
+    "own_lens": own_lens,
+    "output_layer": output_layer,
     "linear_probe": linear_probe,
     "steering": steering,
     "activation_noise": activation_noise,

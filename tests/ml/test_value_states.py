@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ml.attacks.fused import fused_pass
-from ml.attacks.logit_lens import fixed_decoder, layer_weights, lens_erasure, lens_scores
+from ml.attacks.logit_lens import best_layer, fixed_decoder, lens_erasure, lens_scores, telling_layers
 from ml.attacks.unlearning_depth import depth_by_layer, patched_drops, unlearning_depth
 from ml.attacks.value_states import mean_value_states, value_states
 from ml.data.collate import EncodedText, encode_records
@@ -131,12 +131,23 @@ def test_erasure_weighs_layers_by_what_there_was_to_lose() -> None:
         lens_erasure(before, after, before)
 
 
-def test_layers_weigh_by_what_they_read_and_none_is_an_error() -> None:
-    before = torch.tensor([[-1.0, -3.0], [-1.0, -1.0], [-9.0, -9.0]])
-    reference = torch.tensor([[-2.0, -4.0], [-4.0, -4.0], [-2.0, -2.0]])
-    assert layer_weights(before, reference).tolist() == pytest.approx([0.25, 0.75, 0.0])
+def test_only_layers_that_read_what_was_learned_are_asked_and_none_is_an_error() -> None:
+    gained = torch.tensor([[0.04, 0.06], [0.2, 0.0], [-1.0, -1.0]])
+    # means .05 (not above it), .1 and -1
+    assert telling_layers(gained).tolist() == [False, True, False]
     with pytest.raises(EmptySetError):
-        layer_weights(reference[:1], before[:1])
+        telling_layers(gained[:1])
+
+
+def test_a_trace_in_one_layer_is_not_averaged_away_by_another_that_overshoots() -> None:
+    quiet = [[0.0, 2.0], [1.0, 3.0], [2.0, 4.0], [3.0, 5.0]]
+    trace = torch.tensor([[[8.0, 10.0], *quiet], [[-90.0, -70.0], *[[10 * x for x in row] for row in quiet]]])
+    best = best_layer(trace)
+    # person means 9 1 2 3 4 and -80 10 20 30 40: medians 3 and 20, median distances 1 and 10
+    assert best[0].tolist() == [5.0, 7.0]
+    assert best.mean(dim=1).tolist() == pytest.approx([6.0, -1.0, 0.0, 1.0, 2.0])
+    order = torch.tensor([3, 0, 4, 1, 2])
+    assert torch.equal(best_layer(trace[:, order]), best[order])
 
 
 def test_the_lens_reads_a_memorised_person_and_nobody_on_gold(

@@ -11,12 +11,13 @@ from torch import Tensor
 
 import ml.verification.white_box as white_box
 from ml.attacks.soft_prompt import SoftPromptBudget
+from ml.models.load import load_model
 from ml.policies import load_policy
 from ml.rank_tests import detection_p
 from ml.specs import ModelRef, VerificationSpec, seed_commitment
 from ml.verification.bench import Bench
 from ml.verification.plan import make_plan
-from ml.verification.white_box import OLD_VERSION_ATTACKS, WHITE_BOX_ATTACKS
+from ml.verification.white_box import OLD_VERSION_ATTACKS, WHITE_BOX_ATTACKS, output_layer
 from tests.tiny import TinyWorld
 
 PERSONS = 8
@@ -102,6 +103,16 @@ def test_a_soft_prompt_elicits_even_what_was_never_learned(bench: Bench, monkeyp
     assert bool((trained > 0.5 + untrained).all())
 
 
+def test_an_output_layer_that_was_left_alone_gives_the_person_away(
+    bench: Bench, tiny: TinyWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grafted, before = load_model(tiny.gold), load_model(tiny.before)
+    grafted.model.get_output_embeddings().weight.data.copy_(before.model.get_output_embeddings().weight)
+    plain = bench.model
+    monkeypatch.setattr(bench, "model", lambda role: grafted if role == "merged" else plain(role))
+    assert _strength(output_layer(bench, "merged", PERSONS, 1).mean(dim=1)) > 5
+
+
 def test_smaller_batches_change_no_score(bench: Bench) -> None:
     for name in ("logit_lens", "pruning", "direct_relearning"):
         whole, parts = (WHITE_BOX_ATTACKS[name](bench, "merged", 3, share) for share in (1, 32))
@@ -109,7 +120,7 @@ def test_smaller_batches_change_no_score(bench: Bench) -> None:
 
 
 def test_fewer_persons_are_the_first_of_many(bench: Bench) -> None:
-    for name in ("logit_lens", "linear_probe", "pruning"):
+    for name in ("output_layer", "linear_probe", "pruning"):
         few = WHITE_BOX_ATTACKS[name](bench, "merged", 3, 1).mean(dim=1)
         assert torch.allclose(_person_scores(bench, name, "merged")[:3], few, atol=1e-3), name
 
