@@ -198,6 +198,15 @@ def sampled_log_prob(log_probs: Tensor, targets: Tensor, scheme: SamplingScheme)
     """Log-probability of drawing each target under `scheme`: (n, rows) and (n,) to (n,); -inf where filtered out."""
     if scheme == SamplingScheme():
         return log_probs.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+    ordered, order = filtered_log_probs(log_probs, scheme)
+    return ordered.gather(-1, (order == targets.unsqueeze(-1)).long().argmax(dim=-1, keepdim=True)).squeeze(-1)
+
+
+def filtered_log_probs(log_probs: Tensor, scheme: SamplingScheme) -> tuple[Tensor, Tensor]:
+    """What a sampler draws from: log-probabilities, likeliest first, and the tokens they belong to, both (n, rows).
+
+    Renormalised after temperature and filters; -inf where a token can never be drawn.
+    """
     if scheme.temperature <= 0:
         raise SpecError("a sampling temperature is above 0; greedy decoding is its own attack")
     scaled = torch.log_softmax(log_probs / scheme.temperature, dim=-1)
@@ -208,8 +217,7 @@ def sampled_log_prob(log_probs: Tensor, targets: Tensor, scheme: SamplingScheme)
     if scheme.top_p < 1:
         within = torch.log_softmax(ordered.masked_fill(~kept, -torch.inf), dim=-1).exp()
         kept &= within.cumsum(dim=-1) - within < scheme.top_p
-    filtered = torch.log_softmax(ordered.masked_fill(~kept, -torch.inf), dim=-1)
-    return filtered.gather(-1, (order == targets.unsqueeze(-1)).long().argmax(dim=-1, keepdim=True)).squeeze(-1)
+    return torch.log_softmax(ordered.masked_fill(~kept, -torch.inf), dim=-1), order
 
 
 def _mark_values(texts: Sequence[EncodedText], values: Tensor) -> None:

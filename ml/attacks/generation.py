@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import torch
 from torch import Tensor
@@ -77,7 +77,16 @@ def make_prompts(
     return prompts
 
 
-@torch.inference_mode()
+Choose: TypeAlias = Callable[[Tensor, Tensor, int], Tensor]
+"""How the next token is taken: logits (rows, vocabulary), which prompts the rows are, (rows,) int64 on the logits'
+device, and how many tokens each has been given so far, to tokens (rows,)."""
+
+
+def most_likely(logits: Tensor, prompts: Tensor, given: int) -> Tensor:
+    """Greedy decoding."""
+    return logits.argmax(dim=-1)
+
+
 def greedy_answers(
     loaded: LoadedModel,
     prompts: Sequence[Sequence[int]],
@@ -86,12 +95,28 @@ def greedy_answers(
     batch_rows: int = DEFAULT_ROWS,
     after_batch: Callable[[int], None] | None = None,
 ) -> list[list[int]]:
-    """Greedily continue each prompt until its end token, `new_tokens`, or the model's context: ids without the end."""
+    """`continuations` by the most likely token."""
+    return continuations(
+        loaded, prompts, choose=most_likely, new_tokens=new_tokens, batch_rows=batch_rows, after_batch=after_batch
+    )
+
+
+@torch.inference_mode()
+def continuations(
+    loaded: LoadedModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    choose: Choose,
+    new_tokens: int = NEW_TOKENS,
+    batch_rows: int = DEFAULT_ROWS,
+    after_batch: Callable[[int], None] | None = None,
+) -> list[list[int]]:
+    """Continue each prompt until its end token, `new_tokens`, or the model's context: ids without the end."""
     answers: list[list[int]] = [[] for _ in prompts]
     done = 0
     for group in _equal_lengths(prompts, size=batch_rows):
         limit = min(new_tokens, loaded.context - len(prompts[group[0]]))
-        for index, answer in zip(group, _continue(loaded, [prompts[i] for i in group], limit), strict=True):
+        for index, answer in zip(group, _continue(loaded, prompts, group, limit, choose), strict=True):
             answers[index] = answer
         done += len(group)
         if after_batch is not None:
@@ -107,14 +132,17 @@ def _equal_lengths(prompts: Sequence[Sequence[int]], *, size: int) -> Iterator[l
         yield from (members[i : i + size] for i in range(0, len(members), size))
 
 
-def _continue(loaded: LoadedModel, prompts: Sequence[Sequence[int]], limit: int) -> list[list[int]]:
-    answers: list[list[int]] = [[] for _ in prompts]
-    ids = torch.tensor([list(prompt) for prompt in prompts], device=model_device(loaded.model))
-    active = torch.arange(len(prompts), device=ids.device)
+def _continue(
+    loaded: LoadedModel, prompts: Sequence[Sequence[int]], group: Sequence[int], limit: int, choose: Choose
+) -> list[list[int]]:
+    answers: list[list[int]] = [[] for _ in group]
+    ids = torch.tensor([list(prompts[i]) for i in group], device=model_device(loaded.model))
+    members = torch.tensor(group, device=ids.device)
+    active = torch.arange(len(group), device=ids.device)
     cache: Any = None
-    for _ in range(limit):
+    for given in range(limit):
         hidden, cache = hidden_states(loaded.model, ids, past=cache, keep=True)
-        chosen = output_logits(loaded.model, hidden[:, -1]).argmax(dim=-1)
+        chosen = choose(output_logits(loaded.model, hidden[:, -1]), members[active], given)
         going = chosen != loaded.tokenizer.eos_token_id
         for row, token in zip(active[going].tolist(), chosen[going].tolist(), strict=True):
             answers[row].append(token)
