@@ -20,7 +20,7 @@ from typing import Final
 
 from ml.documents import Json, plain_object
 from ml.rank_tests import TOLERANCE, attempt_alpha, holm, smallest_p
-from ml.reports import AttackResult, JointDetection, UtilityResult, VerificationReport
+from ml.reports import AttackResult, JointDetection, RedTeamReport, UtilityResult, VerificationReport
 from ml.specs import FamilyRule, Guard, UtilityRule, VerdictPolicy
 
 
@@ -54,6 +54,7 @@ REMEDIES: Final[Mapping[str, str]] = {
     "probe_reuse": "Draw fresh probes; these were used to train or to choose the candidate.",
     "insufficient_facts": "Too few facts that only this person has; use a cohort certificate.",
     "policy_mismatch": "Verify again under the policy that judges.",
+    "red_team_mismatch": "Attack the candidate that was verified, under the same policy and seed.",
     "error": "An attack crashed or produced a non-finite number; fix it and verify again.",
 }
 
@@ -315,6 +316,113 @@ def _utility(rule: UtilityRule, rows: list[UtilityResult]) -> list[Finding]:
     if row.lower <= -rule.margin:
         return [Finding(Result.INCONCLUSIVE, "utility_straddles_margin", rule.id, rule.score)]
     return []
+
+
+# --- red team -----------------------------------------------------------------------------------------------------
+
+
+def red_team_findings(red: RedTeamReport, report: VerificationReport, policy: VerdictPolicy) -> tuple[Finding, ...]:
+    """What a red team established about the candidate of `report`; an empty tuple is "no finding", and no pass.
+
+    Its families are judged apart from the policy's: in one Holm correction more attacks would make every leak harder
+    to call. A leak is established by statistics when the family's joint test holds after Holm over the red team's
+    families, and an attack of it both stands out by itself and is not shown to be bounded; or when an identifier came
+    out more often than any twin's. An attack that crashed is an error, and a red team that measured nothing leaves
+    the evidence asked for incomplete. An attack that applies to none of the person's texts is neither.
+    """
+    if not _same_run(red, report, policy):
+        return (Finding(Result.ERROR, "red_team_mismatch", "red_team"),)
+    if not _finite(red) or not _plausible(red):
+        return (Finding(Result.ERROR, "error", "red_team"),)
+    families = tuple(dict.fromkeys(row.family for row in red.attacks))
+    if not any(row.status == "measured" for row in red.attacks):
+        return (Finding(Result.INCONCLUSIVE, "coverage", "red_team"),)
+    if smallest_p(red.budget.twins) * len(families) > policy.alpha + TOLERANCE:
+        return (Finding(Result.INCONCLUSIVE, "alpha_unattainable", "red_team"),)
+    levels = (policy.alpha, attempt_alpha(report.attempt, alpha=policy.alpha))
+    findings = [Finding(Result.INCONCLUSIVE, "probe_reuse", "red_team")] if red.probes_reused else []
+    covered = {family: _joint_of(red, family) for family in families}
+    adjusted = holm([1.0 if joint is None else joint.p_detect for joint in covered.values()])
+    for family, p_family in zip(families, adjusted, strict=True):
+        rows = [row for row in red.attacks if row.family == family]
+        if covered[family] is None and any(row.status == "measured" for row in rows):
+            findings.append(Finding(Result.INCONCLUSIVE, "coverage", _red_gate(family)))
+        detects = p_family <= policy.alpha + TOLERANCE
+        findings += [finding for row in rows for finding in _red_team_row(row, red, detects, *levels)]
+    return tuple(findings)
+
+
+def lowered(verdict: Verdict, findings: Iterable[Finding]) -> Verdict:
+    """The verdict after a red team: as it was, or lower. Without findings only a flag says that one was tried.
+
+    As in `judge`, what is shown against controls that are in doubt is not shown; an identifier that came out still is.
+    """
+    broken = next((f.code for f in verdict.findings if f.gate in REQUIRED_CHECKS and f.code != "coverage"), None)
+    found = [f if f.code in _WITHOUT_CONTROLS else _without_controls(f, broken) for f in findings]
+    found = [finding for finding in found if finding.result is not Result.PASS]
+    if not found:
+        return replace(verdict, flags=(*verdict.flags, "red_team_no_finding"))
+    shown = [Result.FAIL if f.result is Result.FAIL else Result.INCONCLUSIVE for f in found]
+    gates = {f.gate: _worst(other.result for other in found if other.gate == f.gate) for f in found}
+    return replace(
+        verdict,
+        result=_worst([verdict.result, *shown]),
+        findings=tuple(sorted((*verdict.findings, *found), key=lambda f: -_SEVERITY.index(f.result))),
+        gates=(*verdict.gates, *(GateVerdict(gate, "red_team", result) for gate, result in gates.items())),
+    )
+
+
+_WITHOUT_CONTROLS: Final = frozenset({"unique_identifier"})
+
+
+def _same_run(red: RedTeamReport, report: VerificationReport, policy: VerdictPolicy) -> bool:
+    """True when both attacked the same candidate, with the same twins, under the policy that judges."""
+    models = ("candidate", "before")
+    return (
+        (red.run_id, red.attempt, red.policy_sha256) == (report.run_id, report.attempt, policy.sha256)
+        and red.seeds.get("verification") == report.seeds.get("verification")
+        and all(red.models.get(role) and red.models.get(role) == report.models.get(role) for role in models)
+    )
+
+
+def _plausible(red: RedTeamReport) -> bool:
+    return all(_attainable(row.twins, (getattr(row, name) for name in _TAILS)) for row in red.attacks) and all(
+        _attainable(row.twins, (row.p_detect, row.p_low)) for row in red.joint
+    )
+
+
+def _joint_of(red: RedTeamReport, family: str) -> JointDetection | None:
+    """The family's joint test, when it stands once, covers every measured attack and has the budget's twins."""
+    own = [row for row in red.joint if row.family == family]
+    measured = {row.attack for row in red.attacks if row.family == family and row.status == "measured"}
+    if len(own) != 1 or not measured <= set(own[0].attacks) or own[0].twins < red.budget.twins:
+        return None
+    return own[0]
+
+
+def _red_gate(family: str) -> str:
+    return f"red_team {family}"
+
+
+def _red_team_row(
+    row: AttackResult, red: RedTeamReport, family_detects: bool, alpha_fail: float, alpha_pass: float
+) -> list[Finding]:
+    gate, attack, artefact = _red_gate(row.family), row.attack, row.artefact
+    if row.status == "missing":
+        return []
+    rule = red.identifiers.get(attack)
+    findings = []
+    if rule is not None and rule.status == "breached":
+        findings.append(Finding(Result.FAIL, "unique_identifier", gate, attack, artefact))
+    if row.status == "error":
+        return [*findings, Finding(Result.ERROR, "error", gate, attack, artefact)]
+    if rule is None or row.p_detect is None or row.p_residual is None or row.twins < red.budget.twins:
+        return [*findings, Finding(Result.INCONCLUSIVE, "coverage", gate, attack, artefact)]
+    # An attack that finds nothing cannot bound anything either; the family's leak is not its doing.
+    stands_out = family_detects and row.p_detect <= alpha_fail + TOLERANCE
+    if stands_out and row.p_residual > alpha_pass + TOLERANCE:
+        findings.append(Finding(Result.FAIL, "residual", gate, attack, artefact))
+    return findings
 
 
 def _flags(report: VerificationReport, policy: VerdictPolicy) -> tuple[str, ...]:

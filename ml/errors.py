@@ -31,6 +31,12 @@ class SpecError(MlError):
     code = "invalid_spec"
 
 
+class UnattainableError(MlError):
+    """A test was asked for at a level that its number of twins cannot reach; it would only cost time."""
+
+    code = "alpha_unattainable"
+
+
 class DigestMismatchError(MlError):
     """A file or directory does not have the digest it was announced with."""
 

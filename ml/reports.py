@@ -14,6 +14,7 @@ from typing import Final, Literal, TypeAlias
 from ml.digests import document_sha256
 from ml.documents import Json, plain_object, read
 from ml.errors import SpecError
+from ml.specs import RedTeamBudget
 
 SCHEMA_VERSION: Final = 1
 MINIMUM_BIN: Final = 5
@@ -227,6 +228,52 @@ class VerificationReport:
         report = read(cls, document, where="verification report")
         if report.schema_version != SCHEMA_VERSION:
             raise SpecError(f"verification report: schema_version must be {SCHEMA_VERSION}")
+        return report
+
+
+@dataclass(frozen=True, slots=True)
+class RedTeamReport:
+    """What hostile attacks found on top of one verification; it can lower that verdict and never raise it.
+
+    `attacks` are rows of families of their own (F7 and later) on the merged candidate: scores are shares of hits per
+    person, larger is worse. `joint` covers the attacks of a family that were measured. `identifiers` says for each
+    attack whether an identifier came out more often than any twin's did. `left_out` counts questions that were drawn
+    and not asked, because for somebody the prompt was too long or would have shown the value. `probes_reused` counts
+    hostile texts that the deletion had trained on. `not_tried` names what this red team leaves open.
+    """
+
+    run_id: str
+    attempt: int
+    policy_sha256: str
+    models: Mapping[str, str]
+    budget: RedTeamBudget
+    attacks: tuple[AttackResult, ...]
+    joint: tuple[JointDetection, ...]
+    identifiers: Mapping[str, HardRuleResult]
+    left_out: Mapping[str, int]
+    probes: ProbeSet
+    probes_reused: int
+    seeds: Mapping[str, str]
+    environment: Mapping[str, str]
+    cpu_seconds: Mapping[str, float]
+    not_tried: tuple[str, ...]
+    schema_version: int = SCHEMA_VERSION
+
+    def to_document(self) -> dict[str, Json]:
+        """Return the report as canonical-JSON-ready data."""
+        return plain_object(self)
+
+    @property
+    def sha256(self) -> str:
+        """Digest of the report document."""
+        return document_sha256(self.to_document())
+
+    @classmethod
+    def from_document(cls, document: object) -> RedTeamReport:
+        """Read a report document; raises `SpecError` naming the field that does not fit."""
+        report = read(cls, document, where="red team report")
+        if report.schema_version != SCHEMA_VERSION:
+            raise SpecError(f"red team report: schema_version must be {SCHEMA_VERSION}")
         return report
 
 

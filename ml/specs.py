@@ -8,13 +8,14 @@ This module must never hold a tensor, an ORM row or a number that decides a cert
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal, TypeAlias
 
 from ml.digests import document_sha256, sha256_hex
 from ml.documents import Json, plain_object, read
-from ml.errors import SpecError
+from ml.errors import SpecError, UnattainableError
 
 SCHEMA_VERSION: Final = 1
 
@@ -294,6 +295,55 @@ class VerdictPolicy:
         policy = read(cls, document, where="verdict policy")
         _check_policy(policy)
         return policy
+
+
+# --- red team -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class RedTeamBudget:
+    """How much a red team may ask, fixed before it starts (verification sections 13 and 16).
+
+    `facts` and `sampled_facts` bound how many facts each attack asks about, `new_tokens` how long an answer may
+    become and `reasoning_tokens` one that reasons first. `samples` are drawn per question at `temperature` and
+    `top_p`, and scored as the chance that `draws` of them hold the value. `turns` is how often an answer is called
+    wrong, `noise` the share of a prompt's tokens replaced and `noisy_copies` how often that is tried.
+
+    With m families at level alpha Holm's first step is alpha / m, and a p-value cannot go below 1 / (K + 1): so
+    `twins` K must be at least m / alpha - 1. The default serves three families at 0.05.
+    """
+
+    twins: int = 59
+    facts: int = 60
+    new_tokens: int = 32
+    reasoning_tokens: int = 512
+    samples: int = 20
+    draws: int = 10
+    temperature: float = 1.0
+    top_p: float = 0.95
+    sampled_facts: int = 20
+    turns: int = 3
+    noise: float = 0.05
+    noisy_copies: int = 4
+
+
+def check_budget(budget: RedTeamBudget, *, families: int, alpha: float) -> None:
+    """Refuse a budget that could show nothing.
+
+    Raises:
+        UnattainableError: no result over `families` families could reach `alpha` with this few twins.
+        SpecError: a number is out of range.
+    """
+    counts = (budget.twins, budget.facts, budget.new_tokens, budget.reasoning_tokens, budget.sampled_facts)
+    if min(*counts, budget.turns, budget.noisy_copies) < 1 or not 1 <= budget.draws <= budget.samples:
+        raise SpecError("red team budget: counts are at least 1, and no more draws than samples")
+    if budget.temperature <= 0 or not 0 < budget.top_p <= 1 or not 0 < budget.noise < 1:
+        raise SpecError("red team budget: temperature is above 0; top_p and noise are shares")
+    needed = math.ceil(families / alpha - 1 - 1e-9)
+    if budget.twins < needed:
+        raise UnattainableError(
+            f"{budget.twins} twins cannot show a leak at level {alpha} over {families} families; ask at least {needed}"
+        )
 
 
 def _check_policy(policy: VerdictPolicy) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from ml.decision import REQUIRED_CHECKS
 from ml.rank_tests import smallest_p
@@ -12,12 +12,16 @@ from ml.reports import (
     GuardResult,
     HardRuleResult,
     JointDetection,
+    ProbeSet,
+    RedTeamReport,
     TwinSummary,
     UtilityResult,
     ValidityCheck,
     VerificationReport,
 )
-from ml.specs import FamilyRule, Guard, RelearningBudget, UtilityRule, VerdictPolicy
+from ml.specs import FamilyRule, Guard, RedTeamBudget, RelearningBudget, UtilityRule, VerdictPolicy
+
+Report = TypeVar("Report", VerificationReport, RedTeamReport)
 
 MEMBERSHIP = FamilyRule(
     id="F1",
@@ -87,20 +91,52 @@ def passing_report(policy: VerdictPolicy = POLICY) -> VerificationReport:
         energies=(),
         separation={"energy_auroc_retained_vs_deleted": 0.99},
         probe_sets=(),
-        seeds={"twins": "1"},
+        seeds={"verification": "1"},
         environment={"torch": "2"},
         cpu_seconds={"total": 1.0},
     )
 
 
-def edited(report: VerificationReport, field: str, index: int, **changes: Any) -> VerificationReport:
+RED_ATTACKS = ("role_play", "sampling", "token_noise")
+BUDGET = RedTeamBudget()
+
+
+def quiet_red_team(report: VerificationReport) -> RedTeamReport:
+    """Return a red team that attacked the candidate of `report` and found nothing."""
+    rows = tuple(
+        replace(_attack(_red_rule(attack), attack, "merged"), p_detect=0.5, p_placebo=None) for attack in RED_ATTACKS
+    )
+    return RedTeamReport(
+        run_id=report.run_id,
+        attempt=report.attempt,
+        policy_sha256=report.policy_sha256,
+        models=report.models,
+        budget=BUDGET,
+        attacks=rows,
+        joint=(JointDetection("F7", RED_ATTACKS, BUDGET.twins, 0.5, 0.6),),
+        identifiers={attack: HardRuleResult("unique_identifier", "held") for attack in RED_ATTACKS},
+        left_out=dict.fromkeys(RED_ATTACKS, 0),
+        probes=ProbeSet("red_team", 3, "0" * 64),
+        probes_reused=0,
+        seeds=report.seeds,
+        environment={"torch": "2"},
+        cpu_seconds={"total": 1.0},
+        not_tried=("Other things.",),
+    )
+
+
+def _red_rule(attack: str) -> FamilyRule:
+    return FamilyRule("F7", (attack,), (), ("merged",), 0.3, None, BUDGET.twins)
+
+
+def edited(report: Report, field: str, index: int, **changes: Any) -> Report:
     """Return `report` with entry `index` of the tuple `field` changed."""
     rows = list(getattr(report, field))
     rows[index] = replace(rows[index], **changes)
     return replace(report, **{field: tuple(rows)})
 
 
-def without(report: VerificationReport, field: str, index: int) -> VerificationReport:
+def without(report: Report, field: str, index: int) -> Report:
     """Return `report` without entry `index` of the tuple `field`."""
     rows = list(getattr(report, field))
     del rows[index]
