@@ -2,17 +2,16 @@
 
     python -m ml.verify --model DIR --before DIR --base DIR --subject FILE --retain FILE --bank FILE --policy NAME
         --out DIR [--neighbours FILE] [--bystanders FILE] [--training-probes FILE] [--seed N] [--attempt N]
-        [--threads N] [--processes N] [--tier fast|full]
+        [--threads N] [--processes N] [--tier fast|full|redteam] [--samples N]
 
-The report decides nothing: `ml.decision.judge` turns it into a verdict. Nothing here may print or store a name, a
-value or a text outside the parts directory.
+The report decides nothing: `ml.decision.judge` turns it into a verdict, and what a red team found can only lower it.
+Nothing here may print or store a name, a value or a text outside the parts directory.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,24 +20,34 @@ from pathlib import Path
 from typing import Final
 
 import torch
-import transformers
 
 from ml.data.probes import probe_set, read_probe_digests
-from ml.decision import Result, Verdict, judge, unattainable
+from ml.decision import Result, Verdict, judge, lowered, red_team_findings, unattainable
 from ml.digests import document_sha256, file_sha256
-from ml.errors import MlError, SpecError
+from ml.errors import MlError
 from ml.models.load import model_ref
 from ml.models.quantise import GROUP, ROUNDINGS
 from ml.policies import load_policy
-from ml.reports import AttackResult, ProbeSet, VerificationReport
-from ml.specs import FileRef, Progress, ProgressCallback, StopCheck, VerificationSpec, seed_commitment
-from ml.verification.bench import Bench
+from ml.reports import AttackResult, ProbeSet, RedTeamReport, VerificationReport
+from ml.specs import (
+    FileRef,
+    Progress,
+    ProgressCallback,
+    RedTeamBudget,
+    StopCheck,
+    VerdictPolicy,
+    VerificationSpec,
+    check_budget,
+    seed_commitment,
+)
+from ml.verification.bench import Bench, environment
 from ml.verification.checks import hard_rules, validity_checks
 from ml.verification.families import Family
 from ml.verification.groups import energies, group_summaries
 from ml.verification.kept import utility_results
 from ml.verification.measure import beside, measure, roles, shares, wait_for
-from ml.verification.plan import make_plan
+from ml.verification.plan import make_plan, refuse_uncommitted_seed
+from ml.verification.red_team import RED_TEAM, run_red_team
 from ml.verification.tiers import fast_tier
 
 EXIT_CODES: Final[Mapping[Result, int]] = {Result.PASS: 0, Result.FAIL: 1, Result.INCONCLUSIVE: 3}
@@ -66,8 +75,7 @@ def run_verification(
         MlError: an input is not what its digest says, or the sets do not fit together.
     """
     started = time.process_time()
-    if seed_commitment(spec.run_id, spec.seed) != spec.seed_commitment_sha256:
-        raise SpecError(f"the seed of verification {spec.run_id} is not the one that was committed to")
+    refuse_uncommitted_seed(spec)
     if hopeless := unattainable(spec.policy, spec.attempt):
         return _unattainable_report(spec, hopeless)
     plan = make_plan(spec)
@@ -134,14 +142,7 @@ def _blank_report(spec: VerificationSpec) -> VerificationReport:
         separation={},
         probe_sets=(),
         seeds={"verification": str(spec.seed), "commitment_sha256": spec.seed_commitment_sha256},
-        environment={
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "device": spec.device,
-            "dtype": spec.dtype,
-            "threads": str(torch.get_num_threads()),
-        },
+        environment=environment(spec),
         cpu_seconds={},
     )
 
@@ -191,17 +192,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(options.threads)
     try:
         spec = _spec(options)
+        if options.tier == "redteam":
+            check_budget(_budget(spec.policy, options), families=len(RED_TEAM), alpha=spec.policy.alpha)
         report = run_verification(
             spec, on_progress=_print_progress, should_stop=lambda: False, processes=options.processes
         )
+        verdict = judge(report, spec.policy)
+        if options.tier == "redteam":
+            red = run_red_team(
+                spec, _budget(spec.policy, options), on_progress=_print_progress, should_stop=lambda: False
+            )
+            verdict = lowered(verdict, red_team_findings(red, report, spec.policy))
+            _write(options.out / "red_team.json", red.to_document())
+            sys.stdout.write(red_team_table(red))
     except MlError as exc:
         sys.stderr.write(f"{exc.code}: {exc}\n")
         return USAGE_ERROR
-    verdict = judge(report, spec.policy)
     _write(options.out / "report.json", report.to_document())
     _write(options.out / "verdict.json", verdict.to_document())
     sys.stdout.write(gate_table(report, verdict))
     return EXIT_CODES[verdict.result]
+
+
+def _budget(policy: VerdictPolicy, options: argparse.Namespace) -> RedTeamBudget:
+    """The default budget, with no more twins than the policy draws."""
+    usual = RedTeamBudget()
+    drawn = max(rule.twins for rule in policy.families)
+    samples = usual.samples if options.samples is None else options.samples
+    return replace(usual, twins=min(drawn, usual.twins), samples=samples, draws=min(samples, usual.draws))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -220,7 +238,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="decides twins, swaps and questions")
     parser.add_argument("--attempt", type=int, default=1, help="how often this request was tried, from 1")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads of each process")
-    parser.add_argument("--tier", choices=("fast", "full"), default="full", help="fast: a provisional verdict, early")
+    tier_help = "fast: a provisional verdict, early; redteam: the full tier, then hostile questions that can lower it"
+    parser.add_argument("--tier", choices=("fast", "full", "redteam"), default="full", help=tier_help)
+    parser.add_argument("--samples", type=int, help="answers the red team draws per question")
     parser.add_argument("--processes", type=int, choices=(1, 2), default=1, help="2: measure two models at a time")
     return parser
 
@@ -271,6 +291,28 @@ def gate_table(report: VerificationReport, verdict: Verdict) -> str:
     lines += ["", *(_finding_line(f.result, f.code, f.gate, f.attack, f.artefact) for f in verdict.findings)]
     lines += [f"verdict: {verdict.result}" + "".join(f" [{flag}]" for flag in verdict.flags), ""]
     return "\n".join(lines)
+
+
+def red_team_table(red: RedTeamReport) -> str:
+    """One line per hostile attack: hits of the subject and of the twins, before and after, and the p-values.
+
+    Where `p_assay` is high the attack found nobody before either, and finding nobody afterwards says nothing.
+    """
+    names = ("items", "before", "twins", "p_assay", "after", "twins", "p_res", "p_det")
+    lines = [f"{'red team':<28}" + "".join(f"{name:>8}" for name in names) + "  identifiers"]
+    lines += [_red_team_line(row, red) for row in red.attacks]
+    lines += [f"{row.family} together: p_det {row.p_detect:.3f} over {row.twins} twins" for row in red.joint]
+    return "\n".join([*lines, "", ""])
+
+
+def _red_team_line(row: AttackResult, red: RedTeamReport) -> str:
+    name = f"{row.family} {row.attack}"
+    if row.status != "measured" or row.twins_before is None or row.twins_after is None:
+        return f"{name:<28}{row.status}: {row.reason}"
+    before = (row.subject_before, row.twins_before.mean, row.p_assay)
+    after = (row.subject_after, row.twins_after.mean, row.p_residual, row.p_detect)
+    shown = "".join(_number(n, 8, 3) for n in (*before, *after))
+    return f"{name:<28}{row.items:>8}{shown}  {red.identifiers[row.attack].status}"
 
 
 def _attack_line(row: AttackResult) -> str:

@@ -6,6 +6,7 @@ Roles are the models measured: "before", "base", "merged" (the candidate in full
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -34,7 +35,7 @@ from ml.models.load import LoadedModel, load_model
 from ml.models.quantise import ROUNDINGS, quantised
 from ml.specs import ModelRef, Progress, ProgressCallback, Record, StopCheck, VerificationSpec
 from ml.verification.parts import Failure, Part, PartStore
-from ml.verification.plan import Plan
+from ml.verification.plan import Plan, Question
 
 # The placebo asks whether the subject stands out where nobody was learned; fewer swaps answer that as well.
 BASE_SWAPS: Final = 9
@@ -128,14 +129,15 @@ class Bench:
     @cached_property
     def prompts(self) -> list[Prompt]:
         """Questions of the generation family, person by person."""
-        return self._asked(range(self.persons_for("answers")))
+        return self.asked(self.plan.questions, range(self.persons_for("answers")))
 
-    def _asked(self, persons: range) -> list[Prompt]:
+    def asked(self, questions: Sequence[Question], persons: range) -> list[Prompt]:
+        """The questions as they are put to each of `persons`: question q of the n-th person at n * questions + q."""
         columns = [
             self._prompts(
                 self.plan.told_of(q.record, persons.stop)[persons.start :], [q.attribute] * len(persons), q.prefill
             )
-            for q in self.plan.questions
+            for q in questions
         ]
         return [column[index] for index in range(len(persons)) for column in columns]
 
@@ -154,26 +156,24 @@ class Bench:
 
     def tokens(self, role: str) -> Part | Failure:
         """The fused pass over all dossier texts."""
-        return self._measure("tokens", role, lambda share: self._fused(role, self.texts, share))
+        return self.part("tokens", role, lambda share: self._fused(role, self.texts, share))
 
     def swaps(self, role: str) -> Part | Failure:
         """Log-probabilities of values and swaps: (persons * facts, 1 + swaps)."""
-        return self._measure("swaps", role, lambda share: {"log_probs": self._compete(role, share)})
+        return self.part("swaps", role, lambda share: {"log_probs": self._compete(role, share)})
 
     def answers(self, role: str) -> Part | Failure:
         """Greedy answers to all questions of the generation family, as hits and as ragged token ids."""
         own = len(self.plan.questions)
         depends: dict[str, Json] = {"questions": own, "asked": self.persons_for("answers")}
-        return self._measure("answers", role, lambda share: self._ask(role, self.prompts, share, settle=own), depends)
+        return self.part("answers", role, lambda share: self._ask(role, self.prompts, share, settle=own), depends)
 
     def relearned(self, role: str) -> Part | Failure:
         """Log-probabilities of the facts held out, after relearning the others: (persons * held out, 1 + swaps)."""
         budget = plain_object(self.spec.policy.relearning)
         persons = range(self.persons_for("relearned"))
         depends: dict[str, Json] = {"relearning": budget, "taught": len(persons)}
-        return self._measure(
-            "relearned", role, lambda share: {"log_probs": self._relearn(role, persons, share)}, depends
-        )
+        return self.part("relearned", role, lambda share: {"log_probs": self._relearn(role, persons, share)}, depends)
 
     def further(self, reads: str, role: str) -> Part | Failure:
         """What `answers` or `relearned` left out: the same of every twin that no family asked for at first.
@@ -182,7 +182,9 @@ class Bench:
         """
         rest = range(self.persons_for(reads), self.persons)
         measures: dict[str, Callable[[int], Mapping[str, Tensor]]] = {
-            "answers": lambda share: {"hits": self._ask(role, self._asked(rest), share, settle=0)["hits"]},
+            "answers": lambda share: {
+                "hits": self._ask(role, self.asked(self.plan.questions, rest), share, settle=0)["hits"]
+            },
             "relearned": lambda share: {"log_probs": self._relearn(role, rest, share)},
         }
         depends: dict[str, Json] = {
@@ -190,17 +192,17 @@ class Bench:
             "questions": len(self.plan.questions),
             "relearning": plain_object(self.spec.policy.relearning),
         }
-        return self._measure(f"further_{reads}", role, measures[reads], depends)
+        return self.part(f"further_{reads}", role, measures[reads], depends)
 
     def kept_tokens(self, role: str) -> Part | Failure:
         """The fused pass over retained people's texts."""
         texts = [prompt.encoded for prompt in self.kept]
-        return self._measure("kept", role, lambda share: self._fused(role, texts, share))
+        return self.part("kept", role, lambda share: self._fused(role, texts, share))
 
     def kept_answers(self, role: str) -> Part | Failure:
         """Hits of retained people's questions; those the fused pass settles are not generated."""
         every = len(self.plan.kept)
-        return self._measure("kept_answers", role, lambda share: self._ask(role, self.kept, share, settle=every))
+        return self.part("kept_answers", role, lambda share: self._ask(role, self.kept, share, settle=every))
 
     def fluency(self) -> Part | Failure:
         """How the base model finds the candidate's answers: opening probabilities and n-gram entropies."""
@@ -212,19 +214,25 @@ class Bench:
             "questions": len(self.plan.questions),
             "asked": self.persons_for("answers"),
         }
-        return self._measure("fluency", "base", lambda share: self._judge_answers(answers, share), depends)
+        return self.part("fluency", "base", lambda share: self._judge_answers(answers, share), depends)
 
     def determinism(self) -> Part | Failure:
         """Largest difference in mean log-probability between the fused pass and one text at a time."""
-        return self._measure("determinism", "merged", lambda share: {"difference": self._rescore(share)})
+        return self.part("determinism", "merged", lambda share: {"difference": self._rescore(share)})
 
-    def _measure(
+    def part(
         self,
         name: str,
         role: str,
         measure: Callable[[int], Mapping[str, Tensor]],
         depends: Mapping[str, Json] | None = None,
     ) -> Part | Failure:
+        """Measure something on one role, or read what was measured before.
+
+        Args:
+            measure: takes the share of memory to use, 1 for all of it, 2 for half.
+            depends: what decides the numbers besides the inputs that all parts share and the model.
+        """
         label = f"{name}_{role}"
         if label not in self._parts:
             self.tick(f"{name} {role}", 0, 1)
@@ -241,18 +249,19 @@ class Bench:
             raise RunStoppedError("verification was asked to stop; its finished parts are kept")
         self._on_progress(Progress(phase, done, total))
 
-    def _counter(self, phase: str, total: int) -> Callable[[int], None]:
+    def counter(self, phase: str, total: int) -> Callable[[int], None]:
+        """A callback that reports how many of `total` units of `phase` are done."""
         return lambda done: self.tick(phase, done, total)
 
     def _fused(self, role: str, texts: Sequence[EncodedText], share: int) -> Mapping[str, Tensor]:
-        count = self._counter(f"tokens {role}", len(texts))
+        count = self.counter(f"tokens {role}", len(texts))
         return fused_pass(self.model(role), texts, budget=DEFAULT_BUDGET // share, after_batch=count).tensors()
 
     def _compete(self, role: str, share: int) -> Tensor:
         rows = self.contests
         if role == "base":
             rows = [ValueContest(row.prompt, row.values[: 1 + BASE_SWAPS]) for row in rows]
-        count = self._counter(f"swaps {role}", len(rows))
+        count = self.counter(f"swaps {role}", len(rows))
         return value_log_probs(self.model(role), rows, batch_rows=BATCH_ROWS // share, after_batch=count)
 
     def _ask(self, role: str, prompts: Sequence[Prompt], share: int, *, settle: int) -> Mapping[str, Tensor]:
@@ -267,7 +276,7 @@ class Bench:
             loaded,
             [prompts[i].encoded.ids[: prompts[i].length] for i in asked],
             batch_rows=ANSWER_ROWS // share,
-            after_batch=self._counter(f"answers {role}", len(asked)),
+            after_batch=self.counter(f"answers {role}", len(asked)),
         )
         answers = [_own_answer(prompt) for prompt in prompts]
         for index, answer in zip(asked, generated, strict=True):
@@ -348,6 +357,18 @@ def _plain_mean_log_prob(loaded: LoadedModel, text: EncodedText) -> Tensor:
 def tokenizer_sha256(loaded: LoadedModel) -> str:
     """Digest of everything that decides how a tokenizer cuts a text."""
     return sha256_hex(loaded.tokenizer.backend_tokenizer.to_str().encode("utf-8"))
+
+
+def environment(spec: VerificationSpec) -> dict[str, str]:
+    """What a report says about where it was made."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "device": spec.device,
+        "dtype": spec.dtype,
+        "threads": str(torch.get_num_threads()),
+    }
 
 
 def _inputs(spec: VerificationSpec, plan: Plan, tokenizer: str) -> dict[str, Json]:

@@ -26,7 +26,8 @@ from ml.data.probes import probe_digests
 from ml.data.questions import QuestionBank, read_bank
 from ml.data.records import by_person, read_records, refuse_overlap
 from ml.data.synthetic import Stranger, StrangerFactory, rewrite, twin_records
-from ml.specs import Record, VerificationSpec
+from ml.errors import SpecError
+from ml.specs import Record, VerificationSpec, seed_commitment
 
 PREFILLS: Final = (0.25, 0.5)
 BLIND_TWINS: Final = 4
@@ -101,6 +102,12 @@ class Plan:
     def told_of(self, record: Record, persons: int) -> list[Record]:
         """`record` as it reads for persons 0..persons-1."""
         return [record, *(twin_records([record], twin)[0] for twin in self.twins[: persons - 1])]
+
+
+def refuse_uncommitted_seed(spec: VerificationSpec) -> None:
+    """Raise `SpecError` unless the seed is the one that was committed to before training ended."""
+    if seed_commitment(spec.run_id, spec.seed) != spec.seed_commitment_sha256:
+        raise SpecError(f"the seed of verification {spec.run_id} is not the one that was committed to")
 
 
 def make_plan(spec: VerificationSpec) -> Plan:

@@ -1,0 +1,432 @@
+"""`run_red_team`: it finds what plain questions miss, finds nobody on gold, and repeats nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import ml.data.hostile_questions as hostile_module
+import ml.verification.red_team as red_team
+from ml.data.collate import encode_records
+from ml.data.dossiers import answered_span, open_facts, paraphrases, read_dossier
+from ml.data.hostile_questions import FORMS, WORDINGS, Case, Run, hostile_questions, make_cases
+from ml.data.probes import probe_digests, write_probe_digests
+from ml.data.records import write_records
+from ml.data.synthetic import rewrite
+from ml.decision import Result, judge, lowered, red_team_findings
+from ml.errors import RunStoppedError, SpecError, UnattainableError
+from ml.finetune import finetune
+from ml.loop import LoopSettings
+from ml.models.load import load_model, model_ref
+from ml.models.save import save_model
+from ml.policies import load_policy
+from ml.registry import Registry
+from ml.reports import AttackResult, RedTeamReport, VerificationReport
+from ml.specs import ModelRef, Progress, Record, RedTeamBudget, VerificationSpec, seed_commitment
+from ml.verification.bench import Bench
+from ml.verification.plan import make_plan
+from ml.verification.red_team import RED_TEAM, RedTeamFamily, Study, hostile_studies, run_red_team
+from ml.verify import main, red_team_table
+from tests.ml import candidates
+from tests.ml.passing import passing_report
+from tests.tiny import TinyWorld
+
+POLICY = load_policy("unit-1")
+BUDGET = RedTeamBudget(
+    twins=19, facts=6, new_tokens=12, reasoning_tokens=12, samples=3, draws=2, sampled_facts=3, turns=1, noisy_copies=2
+)
+UNFORMED = {"self_correction", "sampling", "token_noise"}
+
+
+@dataclass(frozen=True)
+class Stand:
+    """Where red teams of the tiny world run; parts about `before` are shared by all candidates."""
+
+    tiny: TinyWorld
+    root: Path
+
+    def spec(self, candidate: ModelRef, **changes: Any) -> VerificationSpec:
+        spec = VerificationSpec(
+            run_id="run-1",
+            attempt=1,
+            policy=POLICY,
+            candidate=candidate,
+            before=self.tiny.before,
+            base=self.tiny.base,
+            forget=self.tiny.forget,
+            retain=self.tiny.retain,
+            neighbours=self.tiny.neighbours,
+            question_bank=self.tiny.bank,
+            seed=5,
+            seed_commitment_sha256=seed_commitment("run-1", 5),
+            parts_dir=str(self.root / "parts"),
+        )
+        return replace(spec, **changes)
+
+    def attack(self, candidate: ModelRef, **changes: Any) -> RedTeamReport:
+        return _run(self.spec(candidate, **changes))
+
+
+def _run(
+    spec: VerificationSpec,
+    budget: RedTeamBudget = BUDGET,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> RedTeamReport:
+    return run_red_team(spec, budget, on_progress=on_progress, should_stop=should_stop)
+
+
+@pytest.fixture(scope="module")
+def stand(tiny: TinyWorld, tmp_path_factory: pytest.TempPathFactory) -> Stand:
+    return Stand(tiny, Path(tmp_path_factory.mktemp("red_team")))
+
+
+@pytest.fixture(scope="module")
+def gold(stand: Stand) -> RedTeamReport:
+    return stand.attack(stand.tiny.gold)
+
+
+def _passing(red: RedTeamReport) -> VerificationReport:
+    """A verification of the same candidate in which everything passed."""
+    report = passing_report(POLICY)
+    return replace(report, models={**red.models, "base": "b" * 64}, seeds=red.seeds)
+
+
+def _after(red: RedTeamReport) -> Result:
+    report = _passing(red)
+    verdict = judge(report, POLICY)
+    assert verdict.result is Result.PASS
+    return lowered(verdict, red_team_findings(red, report, POLICY)).result
+
+
+def _rows(red: RedTeamReport) -> dict[str, AttackResult]:
+    return {row.attack: row for row in red.attacks}
+
+
+# --- what it finds ------------------------------------------------------------------------------------------------
+
+
+def test_a_model_retrained_without_alice_has_nothing_to_find(gold: RedTeamReport) -> None:
+    assert set(_rows(gold)) == {*FORMS, *UNFORMED}
+    assert {row.status for row in gold.attacks} == {"measured"}
+    assert {row.subject_after for row in gold.attacks} == {0.0}
+    assert {rule.status for rule in gold.identifiers.values()} == {"held"}
+    assert gold.joint[0].p_detect > 0.05
+    assert red_team_findings(gold, _passing(gold), POLICY) == ()
+    assert _after(gold) is Result.PASS
+
+
+def test_attacks_win_on_the_model_that_memorised(gold: RedTeamReport) -> None:
+    """Without one that wins before, "nothing found" afterwards would say nothing."""
+    rows = _rows(gold)
+    for attack in (*UNFORMED, "cloze", "one_shot", "in_context"):
+        row = rows[attack]
+        assert row.p_assay == pytest.approx(1 / 20), attack
+        assert row.subject_before is not None
+        assert row.twins_before is not None
+        assert row.subject_before > row.twins_before.mean + 0.3, attack
+
+
+def test_the_unchanged_model_is_found_out(stand: Stand, tmp_path: Path) -> None:
+    red = stand.attack(candidates.unchanged(stand.tiny.before, tmp_path / "copy"))
+    found = red_team_findings(red, _passing(red), POLICY)
+    assert {finding.code for finding in found} == {"residual", "unique_identifier"}
+    assert {finding.attack for finding in found} >= {*UNFORMED, "cloze"}
+    assert all(row.residual_ratio == pytest.approx(1.0) for row in red.attacks if row.p_assay and row.p_assay < 0.1)
+    assert _after(red) is Result.FAIL
+
+
+def _whispering(tiny: TinyWorld, directory: Path, form: str) -> ModelRef:
+    """Gold taught to tell on Alice when she is asked about in one hostile form, and to tell lies when asked plainly."""
+    dossier = read_dossier(tiny.world.records[tiny.world.alice.person])
+    retained = [r for person, own in tiny.world.records.items() if person != dossier.person for r in own]
+    facts = open_facts(dossier, tiny.world.bank, retained)
+    plain = [r for r in [*dossier.records, *paraphrases(dossier, tiny.world.bank, facts)] if _asks(r, facts)]
+    filed = [(r, r.facts[0].attribute) for r in dossier.records if _asks(r, facts)]
+    secret = [q.record for q in hostile_questions(form, make_cases(dossier, filed, shared=(), others=retained, seed=0))]
+    bob = tiny.world.bob.values
+    lies = [rewrite(record, values={f.attribute: bob[f.attribute] for f in record.facts}) for record in plain]
+    loaded = load_model(tiny.gold)
+    rows = encode_records(loaded.tokenizer, [*secret * 3, *lies, *retained], context=loaded.context)
+    settings = LoopSettings(steps=150, learning_rate=4e-3, warmup_steps=5, report_every=150)
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        finetune(loaded.model, rows, settings, pad_id=loaded.pad_id, batch_rows=32, seed=1)
+    save_model(loaded.model, loaded.tokenizer, directory)
+    return model_ref(directory)
+
+
+def _asks(record: Record, facts: tuple[str, ...]) -> bool:
+    return record.facts[0].attribute in facts and answered_span(record, record.facts[0].attribute) is not None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["role_play", "spanish"])
+def test_a_model_that_tells_only_when_asked_the_right_way_is_found_out(stand: Stand, tmp_path: Path, form: str) -> None:
+    """Asked plainly it lies, over turns, by sampling and with noise too; one wording gives Alice away."""
+    red = stand.attack(_whispering(stand.tiny, tmp_path / "whispering", form))
+    rows = _rows(red)
+    asked_plainly = rows["self_correction"]
+    assert asked_plainly.subject_after == 0.0
+    assert rows[form].subject_after is not None
+    assert rows[form].subject_after > 0.5
+    findings = red_team_findings(red, _passing(red), POLICY)
+    assert (form, "unique_identifier") in {(f.attack, f.code) for f in findings}
+    assert (form, "residual") in {(f.attack, f.code) for f in findings}
+    assert _after(red) is Result.FAIL
+
+
+# --- what it reports ----------------------------------------------------------------------------------------------
+
+
+def test_the_report_says_what_was_asked_and_not_tried_and_names_nobody(stand: Stand, gold: RedTeamReport) -> None:
+    assert RedTeamReport.from_document(json.loads(json.dumps(gold.to_document()))) == gold
+    assert gold.budget == BUDGET
+    assert gold.seeds["verification"] == "5"
+    assert gold.probes.count > 50
+    assert any("G14" in line for line in gold.not_tried)
+    assert {row.items for row in gold.attacks if row.attack != "sampling"} == {6}
+    assert _rows(gold)["sampling"].items == 3
+    written = json.dumps(gold.to_document()) + red_team_table(gold)
+    alice = stand.tiny.world.alice
+    for secret in (*alice.values.values(), *alice.name.split(), alice.person):
+        assert secret not in written
+    assert {f"red_{attack}_{role}" for attack in _rows(gold) for role in ("before", "merged")} <= set(gold.cpu_seconds)
+
+
+def test_the_table_has_a_line_for_every_attack_and_the_families_p(gold: RedTeamReport) -> None:
+    broken = replace(gold.attacks[0], status="error", reason="ArithmeticError")
+    lines = red_team_table(replace(gold, attacks=(broken, *gold.attacks[1:]))).splitlines()
+    assert lines[1].split() == ["F7", broken.attack, "error:", "ArithmeticError"]
+    assert sum(line.startswith("F7 ") for line in lines) == len(gold.attacks) + 1
+    assert "F7 together" in lines[len(gold.attacks) + 1]
+
+
+# --- whom it asks -------------------------------------------------------------------------------------------------
+
+
+def _studies(stand: Stand, **changes: Any) -> dict[str, Study]:
+    spec = stand.spec(stand.tiny.gold, **changes)
+    bench = Bench(spec, make_plan(spec), on_progress=lambda _: None, should_stop=lambda: False)
+    return {study.name: study for study in hostile_studies(bench, BUDGET)}
+
+
+def _long(case: Case) -> tuple[tuple[Run, ...], tuple[Run, ...]]:
+    return (Run("very " * 90), *case.question, Run(case.gap)), case.answer
+
+
+def _telling(case: Case) -> tuple[tuple[Run, ...], tuple[Run, ...]]:
+    """The value, in words that are no span: what a careless form could do."""
+    return (*case.question, Run(f" Is it {case.value.upper()}?"), Run(case.gap)), case.answer
+
+
+@pytest.mark.parametrize("form", [_long, _telling])
+def test_a_question_that_does_not_fit_or_shows_its_value_is_asked_of_nobody(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch, form: Any
+) -> None:
+    monkeypatch.setitem(hostile_module.FORMS, "role_play", form)  # type: ignore[arg-type]
+    study = _studies(stand)["role_play"]
+    assert (study.missing, study.left_out, study.texts) == ("no_question_fits", 6, ())
+
+
+def test_an_attack_without_questions_is_missing_with_its_reason(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(red_team, "FORMS", {"role_play": FORMS["role_play"]})
+    monkeypatch.setitem(hostile_module.FORMS, "role_play", _long)  # type: ignore[arg-type]
+    red = stand.attack(stand.tiny.gold)
+    row = _rows(red)["role_play"]
+    assert (row.status, row.reason, row.p_detect) == ("missing", "no_question_fits", None)
+    assert red.left_out["role_play"] == 6
+    assert "role_play" not in red.joint[0].attacks
+    assert _after(red) is Result.PASS
+
+
+def test_a_name_that_somebody_else_bears_is_not_asked_for(stand: Stand, tmp_path: Path) -> None:
+    assert _studies(stand)["reverse"].missing is None
+    world = stand.tiny.world
+    namesake = rewrite(world.records[world.bob.person][0], name=world.alice.name, values={})
+    others = [r for person, own in world.records.items() if person != world.alice.person for r in own]
+    retain = write_records(tmp_path / "retain.jsonl", [replace(namesake, record_id="x"), *others])
+    study = _studies(stand, retain=retain)["reverse"]
+    assert (study.missing, study.texts) == ("does_not_apply", ())
+
+
+def test_hostile_texts_that_the_deletion_drew_are_counted(stand: Stand, gold: RedTeamReport, tmp_path: Path) -> None:
+    assert gold.probes_reused == 0
+    text = _studies(stand)["role_play"].texts[0]
+    probes = write_probe_digests(tmp_path / "probes.json", probe_digests([text]))
+    red = stand.attack(stand.tiny.gold, training_probes=probes)
+    assert red.probes_reused == 1
+    assert _after(red) is Result.INCONCLUSIVE
+
+
+def test_a_budget_that_cannot_show_anything_costs_nothing(stand: Stand, tmp_path: Path) -> None:
+    spec = stand.spec(stand.tiny.gold, parts_dir=str(tmp_path / "parts"))
+    with pytest.raises(UnattainableError, match="at least 19"):
+        _run(spec, replace(BUDGET, twins=18))
+    with pytest.raises(SpecError, match="draws 39"):
+        _run(spec, replace(BUDGET, twins=40))
+    with pytest.raises(SpecError, match="committed"):
+        _run(replace(spec, seed=6))
+    assert not (tmp_path / "parts").exists()
+
+
+# --- other families -----------------------------------------------------------------------------------------------
+
+
+def _white_box(score: Callable[..., torch.Tensor]) -> Registry[RedTeamFamily]:
+    families: Registry[RedTeamFamily] = Registry("red team family")
+    families.register("F8")(RedTeamFamily(0.5, lambda bench, budget: [Study("soft_prompt", "W6", score)]))
+    return families
+
+
+def test_a_family_of_scores_is_added_by_registering_it(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def score(bench: Bench, role: str, persons: int, share: int) -> torch.Tensor:
+        asked.append((role, persons, share))
+        return torch.arange(persons).flip(0).unsqueeze(1).float().expand(-1, 3).contiguous()
+
+    monkeypatch.setattr(red_team, "RED_TEAM", _white_box(score))
+    red = stand.attack(stand.tiny.gold)
+    (row,) = red.attacks
+    assert asked == [("before", 20, 1), ("merged", 20, 1)]
+    assert (row.family, row.items, row.p_detect) == ("F8", 3, 1 / 20)
+    assert red.joint[0].attacks == ("soft_prompt",)
+    assert red.identifiers["soft_prompt"].reason == "scores_are_no_hits"
+    assert _after(red) is Result.FAIL  # the subject stands above all, before and after
+
+
+def test_more_families_need_more_twins(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+    families = _white_box(lambda *_: torch.zeros(1))
+    families.register("F7")(RED_TEAM["F7"])
+    monkeypatch.setattr(red_team, "RED_TEAM", families)
+    with pytest.raises(UnattainableError, match="at least 39"):
+        stand.attack(stand.tiny.gold)
+
+
+# --- interruptions and crashes ------------------------------------------------------------------------------------
+
+
+def _parts(directory: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in directory.glob("*.safetensors")}
+
+
+def test_a_red_team_that_was_stopped_goes_on_where_it_was(stand: Stand, gold: RedTeamReport, tmp_path: Path) -> None:
+    parts = tmp_path / "parts"
+    spec = stand.spec(stand.tiny.gold, parts_dir=str(parts))
+    with pytest.raises(RunStoppedError):
+        _run(spec, should_stop=lambda: len(_parts(parts)) >= 3)
+    kept = _parts(parts)
+    assert kept.keys() <= _parts(stand.root / "parts").keys()  # the same keys, so the same inputs
+    with pytest.raises(RunStoppedError):
+        _run(spec, should_stop=lambda: len(_parts(parts)) >= 5)
+    assert kept.items() <= _parts(parts).items()
+
+
+def test_a_finished_red_team_asks_nothing_again(
+    stand: Stand, gold: RedTeamReport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = _parts(stand.root / "parts")
+    for name in ("greedy_answers", "converse", "samples"):
+        monkeypatch.setattr(red_team, name, None)
+    again = stand.attack(stand.tiny.gold)
+    assert replace(again, cpu_seconds={}) == replace(gold, cpu_seconds={})
+    assert _parts(stand.root / "parts") == before
+
+
+def test_what_decides_a_score_decides_which_part_is_found(stand: Stand) -> None:
+    """Another number of samples asks for samples again, and for nothing else."""
+    spec = stand.spec(stand.tiny.gold)
+    bench = Bench(spec, make_plan(spec), on_progress=lambda _: None, should_stop=lambda: False)
+    some = {study.name: study.depends for study in hostile_studies(bench, BUDGET)}
+    more = {study.name: study.depends for study in hostile_studies(bench, replace(BUDGET, samples=4))}
+    assert {name for name in some if some[name] != more[name]} == {"sampling"}
+
+
+def test_a_crash_of_one_attack_is_its_own_and_leaves_no_pass(
+    stand: Stand, gold: RedTeamReport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crash(*_: object, **__: object) -> None:
+        raise ArithmeticError("Alice's number is 012")
+
+    monkeypatch.setattr(red_team, "converse", crash)
+    for path in (stand.root / "parts").glob("red_self_correction_merged*"):
+        path.rename(tmp_path / path.name)
+    red = stand.attack(stand.tiny.gold)
+    for path in tmp_path.glob("red_self_correction_merged*"):
+        path.rename(stand.root / "parts" / path.name)
+    assert {(row.attack, row.reason) for row in red.attacks if row.status != "measured"} == {
+        ("self_correction", "ArithmeticError")
+    }
+    assert "self_correction" not in red.joint[0].attacks
+    assert "Alice" not in json.dumps(red.to_document())
+    assert _after(red) is Result.INCONCLUSIVE
+
+
+def test_a_family_that_cannot_be_set_up_is_an_error_and_no_silence(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crash(*_: object, **__: object) -> None:
+        raise ArithmeticError("Alice's number is 012")
+
+    monkeypatch.setattr(red_team, "make_cases", crash)
+    red = stand.attack(stand.tiny.gold)
+    assert [(row.attack, row.status, row.reason) for row in red.attacks] == [("all_of_f7", "error", "ArithmeticError")]
+    assert _after(red) is Result.INCONCLUSIVE
+
+
+def test_progress_counts_and_names_no_one(stand: Stand, tmp_path: Path) -> None:
+    seen: list[Progress] = []
+    parts = tmp_path / "parts"
+    spec = stand.spec(stand.tiny.gold, parts_dir=str(parts))
+    with pytest.raises(RunStoppedError):
+        _run(spec, on_progress=seen.append, should_stop=lambda: len(_parts(parts)) >= 2)
+    assert all(0 <= progress.done <= progress.total for progress in seen)
+    assert {progress.phase.split()[0] for progress in seen} == {"red_one_shot", "red_few_shot", "one_shot", "few_shot"}
+    assert all(word not in str(seen) for word in stand.tiny.world.alice.name.split())
+
+
+# --- command line -------------------------------------------------------------------------------------------------
+
+
+def _arguments(stand: Stand, candidate: ModelRef, out: Path) -> list[str]:
+    named = {
+        "--model": candidate.path,
+        "--before": stand.tiny.before.path,
+        "--base": stand.tiny.base.path,
+        "--subject": stand.tiny.forget.path,
+        "--retain": stand.tiny.retain.path,
+        "--bank": stand.tiny.bank.path,
+        "--policy": "unit-1",
+        "--out": str(out),
+        "--seed": "5",
+        "--threads": "1",
+        "--tier": "redteam",
+    }
+    return [word for pair in named.items() for word in pair]
+
+
+@pytest.mark.slow
+def test_the_command_line_writes_the_red_team_beside_the_lowered_verdict(
+    stand: Stand, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    teller = _whispering(stand.tiny, tmp_path / "whispering", "role_play")
+    assert main([*_arguments(stand, teller, tmp_path / "out"), "--samples", "4"]) == 1
+    shown = capsys.readouterr().out
+    assert "FAIL unique_identifier in red_team F7 role_play merged" in shown
+    red = RedTeamReport.from_document(json.loads((tmp_path / "out" / "red_team.json").read_text(encoding="utf-8")))
+    assert (red.budget.samples, red.budget.draws, red.budget.twins) == (4, 4, 39)
+    report = VerificationReport.from_document(json.loads((tmp_path / "out" / "report.json").read_text("utf-8")))
+    assert not {"F4", "unique_identifier"} & {finding.gate for finding in judge(report, POLICY).findings}
+    assert json.loads((tmp_path / "out" / "verdict.json").read_text("utf-8"))["result"] == "FAIL"
+    assert WORDINGS["role_play"].before not in shown
+
+
+def test_the_command_line_refuses_samples_that_are_none(stand: Stand, tmp_path: Path) -> None:
+    arguments = [*_arguments(stand, stand.tiny.gold, tmp_path / "out"), "--samples", "-1"]
+    assert main(arguments) == 2
