@@ -327,28 +327,31 @@ def red_team_findings(red: RedTeamReport, report: VerificationReport, policy: Ve
     Its families are judged apart from the policy's: in one Holm correction more attacks would make every leak harder
     to call. A leak is established by statistics when the family's joint test holds after Holm over the red team's
     families, and an attack of it both stands out by itself and is not shown to be bounded; or when an identifier came
-    out more often than any twin's. An attack that crashed is an error, and a red team that measured nothing leaves
-    the evidence asked for incomplete. An attack that applies to none of the person's texts is neither.
+    out more often than any twin's. An attack that crashed is an error. A red team that measured nothing leaves the
+    evidence asked for incomplete, and so does a family none of whose attacks found the person before deletion. An
+    attack that applies to none of the person's texts is neither.
     """
     if not _same_run(red, report, policy):
         return (Finding(Result.ERROR, "red_team_mismatch", "red_team"),)
     if not _finite(red) or not _plausible(red):
         return (Finding(Result.ERROR, "error", "red_team"),)
     families = tuple(dict.fromkeys(row.family for row in red.attacks))
+    findings = []
     if not any(row.status == "measured" for row in red.attacks):
-        return (Finding(Result.INCONCLUSIVE, "coverage", "red_team"),)
+        findings.append(Finding(Result.INCONCLUSIVE, "coverage", "red_team"))
     if smallest_p(red.budget.twins) * len(families) > policy.alpha + TOLERANCE:
-        return (Finding(Result.INCONCLUSIVE, "alpha_unattainable", "red_team"),)
-    levels = (policy.alpha, attempt_alpha(report.attempt, alpha=policy.alpha))
-    findings = [Finding(Result.INCONCLUSIVE, "probe_reuse", "red_team")] if red.probes_reused else []
-    covered = {family: _joint_of(red, family) for family in families}
-    adjusted = holm([1.0 if joint is None else joint.p_detect for joint in covered.values()])
-    for family, p_family in zip(families, adjusted, strict=True):
-        rows = [row for row in red.attacks if row.family == family]
-        if covered[family] is None and any(row.status == "measured" for row in rows):
-            findings.append(Finding(Result.INCONCLUSIVE, "coverage", _red_gate(family)))
+        findings.append(Finding(Result.INCONCLUSIVE, "alpha_unattainable", "red_team"))
+    if red.probes_reused:
+        findings.append(Finding(Result.INCONCLUSIVE, "probe_reuse", "red_team"))
+    joint = [_joint_of(red, family) for family in families]
+    adjusted = holm([1.0 if shown is None else shown.p_detect for shown in joint])
+    alpha_pass = attempt_alpha(report.attempt, alpha=policy.alpha)
+    for family, shown, p_family in zip(families, joint, adjusted, strict=True):
+        findings += _red_team_coverage(red, family, shown, policy.alpha)
         detects = p_family <= policy.alpha + TOLERANCE
-        findings += [finding for row in rows for finding in _red_team_row(row, red, detects, *levels)]
+        for row in red.attacks:
+            if row.family == family:
+                findings += _red_team_attack(row, red, detects, policy.alpha, alpha_pass)
     return tuple(findings)
 
 
@@ -404,7 +407,18 @@ def _red_gate(family: str) -> str:
     return f"red_team {family}"
 
 
-def _red_team_row(
+def _red_team_coverage(red: RedTeamReport, family: str, joint: JointDetection | None, alpha: float) -> list[Finding]:
+    """Whether a family of which something was measured could have found the person."""
+    measured = [row for row in red.attacks if row.family == family and row.status == "measured"]
+    findings = []
+    if measured and joint is None:
+        findings.append(Finding(Result.INCONCLUSIVE, "coverage", _red_gate(family)))
+    if measured and not any(row.p_assay is not None and row.p_assay <= alpha + TOLERANCE for row in measured):
+        findings.append(Finding(Result.INCONCLUSIVE, "assay_insensitive", _red_gate(family)))
+    return findings
+
+
+def _red_team_attack(
     row: AttackResult, red: RedTeamReport, family_detects: bool, alpha_fail: float, alpha_pass: float
 ) -> list[Finding]:
     gate, attack, artefact = _red_gate(row.family), row.attack, row.artefact

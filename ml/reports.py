@@ -236,10 +236,12 @@ class RedTeamReport:
     """What hostile attacks found on top of one verification; it can lower that verdict and never raise it.
 
     `attacks` are rows of families of their own (F7 and later) on the merged candidate: scores are shares of hits per
-    person, larger is worse. `joint` covers the attacks of a family that were measured. `identifiers` says for each
-    attack whether an identifier came out more often than any twin's did. `left_out` counts questions that were drawn
-    and not asked, because for somebody the prompt was too long or would have shown the value. `probes_reused` counts
-    hostile texts that the deletion had trained on. `not_tried` names what this red team leaves open.
+    person, larger is worse. Where `p_assay` is high an attack found nobody before deletion either, and its finding
+    nobody afterwards says nothing. `techniques` names each attack in the verification specification. `joint` covers the
+    attacks of a family that were measured. `identifiers` says for each attack whether an identifier came out more often
+    than any twin's did. `left_out` counts questions that were drawn and not asked, because for somebody the prompt was
+    too long or would have shown the value. `probes_reused` counts hostile texts that the deletion had trained on.
+    `not_tried` names what this red team leaves open.
     """
 
     run_id: str
@@ -250,6 +252,7 @@ class RedTeamReport:
     attacks: tuple[AttackResult, ...]
     joint: tuple[JointDetection, ...]
     identifiers: Mapping[str, HardRuleResult]
+    techniques: Mapping[str, str]
     left_out: Mapping[str, int]
     probes: ProbeSet
     probes_reused: int

@@ -306,7 +306,7 @@ def red_team_table(red: RedTeamReport) -> str:
 
 
 def _red_team_line(row: AttackResult, red: RedTeamReport) -> str:
-    name = f"{row.family} {row.attack}"
+    name = f"{row.family} {red.techniques[row.attack]:<4}{row.attack}"
     if row.status != "measured" or row.twins_before is None or row.twins_after is None:
         return f"{name:<28}{row.status}: {row.reason}"
     before = (row.subject_before, row.twins_before.mean, row.p_assay)

@@ -73,9 +73,9 @@ that names `attributes` says that the value did not come out.
 class Study:
     """One attack as it is run.
 
-    `depends` holds what decides its scores besides the inputs of the verification. `attributes` names what each item
-    asks for, where scores are hits; `texts` are the texts asked about the subject, `left_out` how many were dropped,
-    and `missing` says why nothing can be asked at all.
+    `identifier` names the attack in the specification. `depends` holds what decides its scores besides the inputs of
+    the verification. `attributes` names what each item asks for, where scores are hits; `texts` are the texts asked
+    about the subject, `left_out` how many were dropped, and `missing` says why nothing can be asked at all.
     """
 
     name: str
@@ -140,6 +140,7 @@ def run_red_team(
         attacks=tuple(row for own in rows.values() for row in own),
         joint=tuple(row for row in joint if row is not None),
         identifiers={study.name: _identifier(bench, study, scores) for study in everything},
+        techniques={study.name: study.identifier for study in everything},
         left_out={study.name: study.left_out for study in everything},
         probes=probe_set("red_team", drawn),
         probes_reused=len(drawn & trained),

@@ -115,6 +115,7 @@ def quiet_red_team(report: VerificationReport) -> RedTeamReport:
         attacks=rows,
         joint=(JointDetection("F7", RED_ATTACKS, BUDGET.twins, 0.5, 0.6),),
         identifiers={attack: HardRuleResult("unique_identifier", "held") for attack in RED_ATTACKS},
+        techniques=dict(zip(RED_ATTACKS, ("G6", "G12", "G13"), strict=True)),
         left_out=dict.fromkeys(RED_ATTACKS, 0),
         probes=ProbeSet("red_team", 3, "0" * 64),
         probes_reused=0,

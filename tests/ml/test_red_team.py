@@ -189,6 +189,7 @@ def test_the_report_says_what_was_asked_and_not_tried_and_names_nobody(stand: St
     assert gold.budget == BUDGET
     assert gold.seeds["verification"] == "5"
     assert gold.probes.count > 50
+    assert set(gold.techniques.values()) == {"G4", "G5", "G6", "G8", "G9", "G10", "G11", "G12", "G13"}
     assert any("G14" in line for line in gold.not_tried)
     assert {row.items for row in gold.attacks if row.attack != "sampling"} == {6}
     assert _rows(gold)["sampling"].items == 3
@@ -202,7 +203,7 @@ def test_the_report_says_what_was_asked_and_not_tried_and_names_nobody(stand: St
 def test_the_table_has_a_line_for_every_attack_and_the_families_p(gold: RedTeamReport) -> None:
     broken = replace(gold.attacks[0], status="error", reason="ArithmeticError")
     lines = red_team_table(replace(gold, attacks=(broken, *gold.attacks[1:]))).splitlines()
-    assert lines[1].split() == ["F7", broken.attack, "error:", "ArithmeticError"]
+    assert lines[1].split() == ["F7", "G4", broken.attack, "error:", "ArithmeticError"]
     assert sum(line.startswith("F7 ") for line in lines) == len(gold.attacks) + 1
     assert "F7 together" in lines[len(gold.attacks) + 1]
 

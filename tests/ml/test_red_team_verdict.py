@@ -140,6 +140,13 @@ def test_a_red_team_that_tried_nothing_leaves_no_pass() -> None:
         assert lowered(PASSED, _findings(empty)).result is Result.INCONCLUSIVE
 
 
+def test_a_family_that_could_not_find_anybody_before_either_leaves_no_pass() -> None:
+    blind = replace(QUIET, attacks=tuple(replace(row, p_assay=0.5) for row in QUIET.attacks))
+    assert _codes(blind) == {(Result.INCONCLUSIVE, "assay_insensitive")}
+    assert lowered(PASSED, _findings(blind)).result is Result.INCONCLUSIVE
+    assert _findings(edited(edited(QUIET, "attacks", 0, p_assay=1.0), "attacks", 1, p_assay=None)) == ()  # one sees
+
+
 @pytest.mark.parametrize(
     "hollow",
     [
@@ -264,7 +271,10 @@ def test_a_budget_whose_level_is_out_of_reach_is_refused_and_told_how_many_twins
 def test_a_report_from_a_budget_that_was_out_of_reach_shows_nothing() -> None:
     rows = tuple(replace(row, twins=18, **HALVES) for row in QUIET.attacks)
     weak = replace(QUIET, budget=RedTeamBudget(twins=18), attacks=rows, joint=(replace(QUIET.joint[0], twins=18),))
-    assert _codes(weak) == {(Result.INCONCLUSIVE, "alpha_unattainable")}
+    assert (Result.INCONCLUSIVE, "alpha_unattainable") in _codes(weak)
+    assert lowered(PASSED, _findings(weak)).result is Result.INCONCLUSIVE
+    told = replace(weak, identifiers={**QUIET.identifiers, "sampling": HardRuleResult("unique_identifier", "breached")})
+    assert lowered(PASSED, _findings(told)).result is Result.FAIL  # that needs no level
 
 
 @pytest.mark.parametrize(
