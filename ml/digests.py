@@ -70,6 +70,11 @@ def sha256_hex(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def is_sha256(text: str) -> bool:
+    """True for 64 lower-case hexadecimal digits."""
+    return len(text) == 64 and set(text) <= set("0123456789abcdef")
+
+
 def document_sha256(document: object) -> str:
     """Return the SHA-256 of the canonical JSON of `document`."""
     return sha256_hex(canonical_json(document))

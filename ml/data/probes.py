@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from ml.digests import canonical_json, document_sha256, file_sha256, sha256_hex, verify_file
+from ml.digests import canonical_json, document_sha256, file_sha256, is_sha256, sha256_hex, verify_file
 from ml.errors import SpecError
 from ml.reports import ProbeSet
 from ml.specs import FileRef
@@ -44,10 +44,6 @@ def read_probe_digests(ref: FileRef) -> frozenset[str]:
         rows = json.loads(Path(ref.path).read_text(encoding="utf-8"))
     except ValueError as exc:
         raise SpecError("the list of training probes is not JSON") from exc
-    if not isinstance(rows, list) or not all(isinstance(row, str) and _is_sha256(row) for row in rows):
+    if not isinstance(rows, list) or not all(isinstance(row, str) and is_sha256(row) for row in rows):
         raise SpecError("the list of training probes is an array of SHA-256 values in lower case")
     return frozenset(rows)
-
-
-def _is_sha256(text: str) -> bool:
-    return len(text) == 64 and set(text) <= set("0123456789abcdef")
