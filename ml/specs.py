@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import date
 from typing import Final, Literal, TypeAlias
 
 from ml.digests import document_sha256, sha256_hex
@@ -365,3 +367,106 @@ def _check_policy(policy: VerdictPolicy) -> None:
         raise SpecError("verdict policy: an id stands twice")
     if any(rule.margin <= 0 for rule in policy.utility):
         raise SpecError("verdict policy: utility margins are above 0")
+
+
+# --- sweeps -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedScores:
+    """What an attack saw of a person before their deletion: the scores of the subject and of the twins on `M-`."""
+
+    subject: float
+    twins: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerEntry:
+    """One earlier deletion, by opaque id and never by person.
+
+    `probes` are one person's records: a synthetic spike-in's, kept for ever, or a real person's from a sealed vault
+    that must not be opened on `expires_on` (an ISO date) or later. `deletions_so_far` counts deletions up to and
+    including this one. `before` holds, by primary attack, the scores recorded at the deletion; without them a sweep
+    can detect and bounds nothing.
+    """
+
+    id: str
+    kind: Literal["spike_in", "vault"]
+    deletions_so_far: int
+    probes: FileRef | None
+    expires_on: str | None = None
+    before: Mapping[str, RecordedScores] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class DeletionLedger:
+    """Every deletion that later versions must not bring back."""
+
+    entries: tuple[LedgerEntry, ...]
+    schema_version: int = SCHEMA_VERSION
+
+    def to_document(self) -> dict[str, Json]:
+        """Return the ledger as canonical-JSON-ready data."""
+        return plain_object(self)
+
+    @classmethod
+    def from_document(cls, document: object) -> DeletionLedger:
+        """Read a ledger document; raises `SpecError` naming the place that does not fit, never what stands there."""
+        ledger = read(cls, document, where="deletion ledger")
+        _check_ledger(ledger)
+        return ledger
+
+
+_OPAQUE_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+def _check_ledger(ledger: DeletionLedger) -> None:
+    if ledger.schema_version != SCHEMA_VERSION:
+        raise SpecError(f"deletion ledger: schema_version must be {SCHEMA_VERSION}")
+    if not ledger.entries:
+        raise SpecError("deletion ledger: there is no earlier deletion to test again")
+    if len({entry.id for entry in ledger.entries}) != len(ledger.entries):
+        raise SpecError("deletion ledger: an id stands twice")
+    for number, entry in enumerate(ledger.entries):
+        where = f"deletion ledger, entry {number}"
+        if not _OPAQUE_ID.fullmatch(entry.id):
+            raise SpecError(f"{where}: an id is up to 64 letters, digits, hyphens and underscores; it names nobody")
+        if entry.deletions_so_far < 1:
+            raise SpecError(f"{where}: deletions are numbered from 1")
+        if (entry.kind == "vault") != (entry.expires_on is not None):
+            raise SpecError(f"{where}: a vault, and only a vault, has an expiry date")
+        if entry.expires_on is not None:
+            calendar_date(entry.expires_on, where=where)
+
+
+def calendar_date(text: str, *, where: str) -> date:
+    """Read YYYY-MM-DD; raises `SpecError` naming `where`."""
+    try:
+        return date.fromisoformat(text)
+    except ValueError as exc:
+        raise SpecError(f"{where}: a date is written YYYY-MM-DD") from exc
+
+
+@dataclass(frozen=True, slots=True)
+class SweepSpec:
+    """One sweep: test every deletion of a ledger again on the version `candidate`.
+
+    `policy` gives the limits of the families that a sweep asks about; `window` is the number of versions that the
+    claim belongs to, fixed before (1: this version alone); `as_of` is today's date, against which vaults expire.
+    """
+
+    run_id: str
+    policy: VerdictPolicy
+    candidate: ModelRef
+    base: ModelRef
+    ledger: FileRef
+    retain: FileRef
+    question_bank: FileRef
+    seed: int
+    seed_commitment_sha256: str
+    as_of: str
+    parts_dir: str
+    artefacts: tuple[str, ...] = ("merged",)
+    window: int = 1
+    device: str = "cpu"
+    dtype: str = "float32"
