@@ -55,6 +55,12 @@ REMEDIES: Final[Mapping[str, str]] = {
     "insufficient_facts": "Too few facts that only this person has; use a cohort certificate.",
     "policy_mismatch": "Verify again under the policy that judges.",
     "red_team_mismatch": "Attack the candidate that was verified, under the same policy and seed.",
+    "resurfaced": "A deletion came back in this version; do not serve it, unlearn again or retrain.",
+    "flag_unconfirmed": "Run the full gate for this entry: it stood out once, not again at the level of the ledger.",
+    "detectable_within_bound": "Run the full gate for this entry: it stands out, although little of it remains.",
+    "spike_in_outside": "More of this spike-in remains than it was certified to; run the full gate of its batch.",
+    "detected": "A person stands out alone; no bound on an average may hide them.",
+    "vault_expired": "The sealed probes are destroyed; spike-ins of the same batch stand for this person.",
     "error": "An attack crashed or produced a non-finite number; fix it and verify again.",
 }
 
@@ -114,7 +120,7 @@ def judge(report: VerificationReport, policy: VerdictPolicy) -> Verdict:
     findings: list[Finding] = []
     if report.policy_sha256 != policy.sha256:
         findings.append(Finding(Result.ERROR, "policy_mismatch", "policy"))
-    if not _finite(report) or not _possible(report):
+    if not is_finite(report) or not _possible(report):
         findings.append(Finding(Result.ERROR, "error", "report"))
         return _verdict([("report", "integrity")], findings, (), alpha_pass, policy.alpha)
     detection = _holm_by_family(report.joint, policy.families)
@@ -333,7 +339,7 @@ def red_team_findings(red: RedTeamReport, report: VerificationReport, policy: Ve
     """
     if not _same_run(red, report, policy):
         return (Finding(Result.ERROR, "red_team_mismatch", "red_team"),)
-    if not _finite(red) or not _plausible(red):
+    if not is_finite(red) or not _plausible(red):
         return (Finding(Result.ERROR, "error", "red_team"),)
     families = tuple(dict.fromkeys(row.family for row in red.attacks))
     findings = []
@@ -475,14 +481,14 @@ def _ascending(interval: Iterable[float | None]) -> bool:
     return all(low <= high + TOLERANCE for low, high in pairwise(shown))
 
 
-def _finite(node: object) -> bool:
+def is_finite(node: object) -> bool:
     """True when no number anywhere in a report is NaN or infinite."""
     if isinstance(node, float):
         return math.isfinite(node)
     if isinstance(node, Mapping):
-        return all(_finite(child) for child in node.values())
+        return all(is_finite(child) for child in node.values())
     if isinstance(node, list | tuple):
-        return all(_finite(child) for child in node)
+        return all(is_finite(child) for child in node)
     if is_dataclass(node) and not isinstance(node, type):
-        return all(_finite(getattr(node, f.name)) for f in fields(node))
+        return all(is_finite(getattr(node, f.name)) for f in fields(node))
     return True

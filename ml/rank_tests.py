@@ -80,6 +80,12 @@ def min_p(attacks: Sequence[Sequence[float]]) -> float:
     return sum(1 for value in smallest if value <= smallest[0] + TOLERANCE) / len(smallest)
 
 
+def two_sided_min_p(attacks: Sequence[Sequence[float]]) -> float:
+    """Joint placebo over attacks: is the subject an outlier in either direction on a model that saw nobody?"""
+    falling = [[-score for score in row] for row in attacks]
+    return min(1.0, 2.0 * min(min_p(attacks), min_p(falling)))
+
+
 def _person_p(scores: Sequence[float]) -> list[float]:
     """Detection p-value of every person among all the others."""
     ordered = sorted(scores)

@@ -11,27 +11,32 @@ Nothing here may print or store a name, a value or a text outside the parts dire
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
 
 import torch
 
+from ml.command_line import (
+    EXIT_CODES,
+    USAGE_ERROR,
+    file_ref,
+    finding_line,
+    print_progress,
+    shown_number,
+    write_document,
+)
 from ml.data.probes import probe_set, read_probe_digests
-from ml.decision import Result, Verdict, judge, lowered, red_team_findings, unattainable
-from ml.digests import document_sha256, file_sha256
+from ml.decision import Verdict, judge, lowered, red_team_findings, unattainable
+from ml.digests import document_sha256
 from ml.errors import MlError
 from ml.models.load import model_ref
 from ml.models.quantise import GROUP, ROUNDINGS
 from ml.policies import load_policy
 from ml.reports import AttackResult, ProbeSet, RedTeamReport, VerificationReport
 from ml.specs import (
-    FileRef,
-    Progress,
     ProgressCallback,
     RedTeamBudget,
     StopCheck,
@@ -49,9 +54,6 @@ from ml.verification.measure import beside, measure, roles, shares, wait_for
 from ml.verification.plan import make_plan, refuse_uncommitted_seed
 from ml.verification.red_team import RED_TEAM, run_red_team
 from ml.verification.tiers import fast_tier
-
-EXIT_CODES: Final[Mapping[Result, int]] = {Result.PASS: 0, Result.FAIL: 1, Result.INCONCLUSIVE: 3}
-USAGE_ERROR: Final = 2
 
 
 def run_verification(
@@ -80,7 +82,7 @@ def run_verification(
         return _unattainable_report(spec, hopeless)
     plan = make_plan(spec)
     bench = Bench(spec, plan, on_progress=on_progress, should_stop=should_stop)
-    bench.refuse_other_tokenizers()
+    bench.models.refuse_other_tokenizers()
     _measure(bench, processes)
     families = {rule.id: Family(bench, rule) for rule in spec.policy.families}
     pictures, separation = energies(bench)
@@ -195,21 +197,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.tier == "redteam":
             check_budget(_budget(spec.policy, options), families=len(RED_TEAM), alpha=spec.policy.alpha)
         report = run_verification(
-            spec, on_progress=_print_progress, should_stop=lambda: False, processes=options.processes
+            spec, on_progress=print_progress, should_stop=lambda: False, processes=options.processes
         )
         verdict = judge(report, spec.policy)
         if options.tier == "redteam":
             red = run_red_team(
-                spec, _budget(spec.policy, options), on_progress=_print_progress, should_stop=lambda: False
+                spec, _budget(spec.policy, options), on_progress=print_progress, should_stop=lambda: False
             )
             verdict = lowered(verdict, red_team_findings(red, report, spec.policy))
-            _write(options.out / "red_team.json", red.to_document())
+            write_document(options.out / "red_team.json", red.to_document())
             sys.stdout.write(red_team_table(red))
     except MlError as exc:
         sys.stderr.write(f"{exc.code}: {exc}\n")
         return USAGE_ERROR
-    _write(options.out / "report.json", report.to_document())
-    _write(options.out / "verdict.json", verdict.to_document())
+    write_document(options.out / "report.json", report.to_document())
+    write_document(options.out / "verdict.json", verdict.to_document())
     sys.stdout.write(gate_table(report, verdict))
     return EXIT_CODES[verdict.result]
 
@@ -255,30 +257,16 @@ def _spec(options: argparse.Namespace) -> VerificationSpec:
         candidate=model_ref(options.model),
         before=model_ref(options.before),
         base=model_ref(options.base),
-        forget=_file(options.subject),
-        retain=_file(options.retain),
-        neighbours=None if options.neighbours is None else _file(options.neighbours),
-        question_bank=_file(options.bank),
+        forget=file_ref(options.subject),
+        retain=file_ref(options.retain),
+        neighbours=None if options.neighbours is None else file_ref(options.neighbours),
+        question_bank=file_ref(options.bank),
         seed=options.seed,
         seed_commitment_sha256=seed_commitment(options.out.name, options.seed),
         parts_dir=str(options.out / "parts"),
-        bystanders=None if options.bystanders is None else _file(options.bystanders),
-        training_probes=None if options.training_probes is None else _file(options.training_probes),
+        bystanders=None if options.bystanders is None else file_ref(options.bystanders),
+        training_probes=None if options.training_probes is None else file_ref(options.training_probes),
     )
-
-
-def _file(path: Path) -> FileRef:
-    return FileRef(str(path), file_sha256(path) if path.is_file() else "")
-
-
-def _write(path: Path, document: object) -> None:
-    path.write_text(json.dumps(document, ensure_ascii=False, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def _print_progress(progress: Progress) -> None:
-    if progress.done in (0, progress.total):
-        sys.stdout.write(f"{progress.phase}: {progress.done} of {progress.total}\n")
-        sys.stdout.flush()
 
 
 def gate_table(report: VerificationReport, verdict: Verdict) -> str:
@@ -288,7 +276,7 @@ def gate_table(report: VerificationReport, verdict: Verdict) -> str:
     lines += ["", f"{'attack':<40}{'artefact':<10}{'d-':>7}{'rho':>8}{'upper':>8}{'p_res':>8}{'p_over':>8}{'p_det':>8}"]
     lines += [_attack_line(row) for row in report.attacks if row.residual_upper is not None or row.status != "measured"]
     lines += ["", *(_group_line(row.group, row.moment, row.numbers) for row in report.groups)]
-    lines += ["", *(_finding_line(f.result, f.code, f.gate, f.attack, f.artefact) for f in verdict.findings)]
+    lines += ["", *(finding_line(f) for f in verdict.findings)]
     lines += [f"verdict: {verdict.result}" + "".join(f" [{flag}]" for flag in verdict.flags), ""]
     return "\n".join(lines)
 
@@ -311,7 +299,7 @@ def _red_team_line(row: AttackResult, red: RedTeamReport) -> str:
         return f"{name:<28}{row.status}: {row.reason}"
     before = (row.subject_before, row.twins_before.mean, row.p_assay)
     after = (row.subject_after, row.twins_after.mean, row.p_residual, row.p_detect)
-    shown = "".join(_number(n, 8, 3) for n in (*before, *after))
+    shown = "".join(shown_number(n, 8, 3) for n in (*before, *after))
     return f"{name:<28}{row.items:>8}{shown}  {red.identifiers[row.attack].status}"
 
 
@@ -320,20 +308,14 @@ def _attack_line(row: AttackResult) -> str:
     if row.status != "measured":
         return f"{name:<40}{row.artefact:<10}{row.status}: {row.reason}"
     numbers = (row.residual_ratio, row.residual_upper, row.p_residual, row.p_over, row.p_detect)
-    return f"{name:<40}{row.artefact:<10}{_number(row.strength, 7, 1)}" + "".join(_number(n, 8, 3) for n in numbers)
-
-
-def _number(value: float | None, width: int, places: int) -> str:
-    return f"{'-':>{width}}" if value is None else f"{value:>{width}.{places}f}"
+    return f"{name:<40}{row.artefact:<10}{shown_number(row.strength, 7, 1)}" + "".join(
+        shown_number(n, 8, 3) for n in numbers
+    )
 
 
 def _group_line(group: str, moment: str, numbers: Mapping[str, float]) -> str:
     shown = "  ".join(f"{name} {value:.3f}" for name, value in numbers.items())
     return f"{group:<12}{moment:<8}{shown}"
-
-
-def _finding_line(result: str, code: str, gate: str, attack: str, artefact: str) -> str:
-    return " ".join(part for part in (result, code, "in", gate, attack, artefact) if part)
 
 
 if __name__ == "__main__":

@@ -45,27 +45,21 @@ PERSONS_AT_ONCE: Final = 64
 _SMALLEST_SHARE: Final = 8
 
 
-class Bench:
-    """Measures what a plan asks, on every role, through the part store."""
+class Models:
+    """The models of one run by role, loaded when they are asked for.
 
-    def __init__(
-        self, spec: VerificationSpec, plan: Plan, *, on_progress: ProgressCallback, should_stop: StopCheck
-    ) -> None:
-        self.spec, self.plan = spec, plan
-        self._on_progress, self._should_stop = on_progress, should_stop
+    Args:
+        refs: the model directory of each role; roles that are not named are rounded copies of "merged".
+        keep: hold every model that was asked for, instead of one at a time.
+    """
+
+    def __init__(self, refs: Mapping[str, ModelRef], *, device: str, dtype: str, keep: bool = False) -> None:
+        self._refs, self._device, self._dtype, self._keep = refs, device, dtype, keep
         self._loaded: dict[str, LoadedModel] = {}
-        self._parts: dict[str, Part | Failure] = {}
-        self.cpu_seconds: dict[str, float] = {}
-        candidate = self.model("merged")
-        self.tokenizer, self.context = candidate.tokenizer, candidate.context
-        self._tokenizer_sha256 = tokenizer_sha256(candidate)
-        self._store = PartStore(Path(spec.parts_dir), _inputs(spec, plan, self._tokenizer_sha256))
-
-    # --- models ---
 
     def ref(self, role: str) -> ModelRef:
         """The model directory behind a role."""
-        return {"before": self.spec.before, "base": self.spec.base}.get(role, self.spec.candidate)
+        return self._refs.get(role, self._refs["merged"])
 
     def model(self, role: str) -> LoadedModel:
         """Load a role, letting go of the others; a rounded copy is made from the candidate."""
@@ -73,17 +67,61 @@ class Bench:
             return self._loaded[role]
         if role in ROUNDINGS:
             loaded = quantised(self.model("merged"), role)
-            self._loaded = {"merged": self._loaded["merged"], role: loaded}
+            held = self._loaded if self._keep else {"merged": self._loaded["merged"]}
+            self._loaded = {**held, role: loaded}
             return loaded
-        self._loaded.clear()
-        self._loaded[role] = load_model(self.ref(role), device=self.spec.device, dtype=self.spec.dtype)
+        if not self._keep:
+            self._loaded.clear()
+        self._loaded[role] = load_model(self.ref(role), device=self._device, dtype=self._dtype)
         return self._loaded[role]
 
+    @cached_property
+    def tokenizer_sha256(self) -> str:
+        """Digest of the candidate's tokenizer."""
+        return tokenizer_sha256(self.model("merged"))
+
     def refuse_other_tokenizers(self) -> None:
-        """Raise `TokenizerMismatchError` unless all three models read texts as the same tokens."""
-        for role in ("before", "base"):
-            if tokenizer_sha256(self.model(role)) != self._tokenizer_sha256:
+        """Raise `TokenizerMismatchError` unless all models read texts as the same tokens."""
+        expected = self.tokenizer_sha256
+        for role in self._refs:
+            if role != "merged" and tokenizer_sha256(self.model(role)) != expected:
                 raise TokenizerMismatchError(f"the tokenizer of the {role} model is not the candidate's")
+
+
+class Bench:
+    """Measures what a plan asks, on every role, through the part store.
+
+    `models` may be shared by several benches of the same candidate and base.
+    """
+
+    def __init__(
+        self,
+        spec: VerificationSpec,
+        plan: Plan,
+        *,
+        on_progress: ProgressCallback,
+        should_stop: StopCheck,
+        models: Models | None = None,
+    ) -> None:
+        self.spec, self.plan = spec, plan
+        self._on_progress, self._should_stop = on_progress, should_stop
+        self._parts: dict[str, Part | Failure] = {}
+        self.cpu_seconds: dict[str, float] = {}
+        refs = {"merged": spec.candidate, "before": spec.before, "base": spec.base}
+        self.models = models or Models(refs, device=spec.device, dtype=spec.dtype)
+        candidate = self.models.model("merged")
+        self.tokenizer, self.context = candidate.tokenizer, candidate.context
+        self._store = PartStore(Path(spec.parts_dir), _inputs(spec, plan, self.models.tokenizer_sha256))
+
+    # --- models ---
+
+    def ref(self, role: str) -> ModelRef:
+        """The model directory behind a role."""
+        return self.models.ref(role)
+
+    def model(self, role: str) -> LoadedModel:
+        """The model of a role, loaded now if it is not in memory."""
+        return self.models.model(role)
 
     # --- texts ---
 

@@ -16,7 +16,7 @@ from ml.data.values import VALUE_TYPES
 from ml.digests import ModelManifest, model_manifest
 from ml.errors import EmptySetError
 from ml.metrics.blind import blind_auroc
-from ml.rank_tests import min_p
+from ml.rank_tests import two_sided_min_p
 from ml.reports import HardRuleResult, ValidityCheck
 from ml.verification.bench import Bench
 from ml.verification.families import Family, reads_base
@@ -29,30 +29,32 @@ def validity_checks(bench: Bench, families: Mapping[str, Family]) -> list[Validi
     """Every check without which no verdict is valid."""
     policy, plan = bench.spec.policy, bench.plan
     return [
-        _determinism(bench),
+        determinism_check(bench),
         _placebo(families, alpha=policy.placebo_alpha),
         _blind_baseline(bench),
-        _at_most("collisions", plan.collisions, 0, reason="controls_not_exchangeable"),
+        at_most("collisions", plan.collisions, 0, reason="controls_not_exchangeable"),
         _probe_disjointness(bench),
-        _at_least("facts", len(plan.facts), policy.minimum_facts, reason="insufficient_facts"),
+        at_least("facts", len(plan.facts), policy.minimum_facts, reason="insufficient_facts"),
     ]
 
 
-def _at_most(name: str, value: float, limit: float, *, reason: str) -> ValidityCheck:
+def at_most(name: str, value: float, limit: float, *, reason: str) -> ValidityCheck:
+    """A check that breaks above its limit."""
     return ValidityCheck(name, "ok" if value <= limit else "broken", reason, float(value), float(limit))
 
 
-def _at_least(name: str, value: float, limit: float, *, reason: str) -> ValidityCheck:
+def at_least(name: str, value: float, limit: float, *, reason: str) -> ValidityCheck:
+    """A check that breaks below its limit."""
     return ValidityCheck(name, "ok" if value >= limit else "broken", reason, float(value), float(limit))
 
 
-def _determinism(bench: Bench) -> ValidityCheck:
+def determinism_check(bench: Bench) -> ValidityCheck:
     """The same text must get the same score alone and in a batch, from the fused pass and from the model itself."""
     part = bench.determinism()
     limit = bench.spec.policy.determinism_tolerance
     if isinstance(part, Failure):
         return ValidityCheck("determinism", "missing", "nondeterminism", None, limit)
-    return _at_most("determinism", float(part.tensors["difference"]), limit, reason="nondeterminism")
+    return at_most("determinism", float(part.tensors["difference"]), limit, reason="nondeterminism")
 
 
 def _placebo(families: Mapping[str, Family], *, alpha: float) -> ValidityCheck:
@@ -67,9 +69,7 @@ def _placebo(families: Mapping[str, Family], *, alpha: float) -> ValidityCheck:
     scores = [row for row in rows if not isinstance(row, Failure)]
     if not rows or len(scores) < len(rows):
         return ValidityCheck("placebo", "missing", "controls_not_exchangeable", None, alpha)
-    falling = [[-score for score in row] for row in scores]
-    p = min(1.0, 2 * min(min_p(scores), min_p(falling)))
-    return _at_least("placebo", p, alpha, reason="controls_not_exchangeable")
+    return at_least("placebo", two_sided_min_p(scores), alpha, reason="controls_not_exchangeable")
 
 
 def _blind_baseline(bench: Bench) -> ValidityCheck:
@@ -78,7 +78,7 @@ def _blind_baseline(bench: Bench) -> ValidityCheck:
         area = blind_auroc(bench.plan.real_texts, bench.plan.blind_texts, seed=bench.spec.seed)
     except EmptySetError:
         return ValidityCheck("blind_baseline", "missing", "controls_not_exchangeable", None, limit)
-    return _at_most("blind_baseline", area.upper, limit, reason="controls_not_exchangeable")
+    return at_most("blind_baseline", area.upper, limit, reason="controls_not_exchangeable")
 
 
 def _probe_disjointness(bench: Bench) -> ValidityCheck:
@@ -86,7 +86,7 @@ def _probe_disjointness(bench: Bench) -> ValidityCheck:
     if bench.spec.training_probes is None:
         return ValidityCheck("probe_disjointness", "missing", "probe_reuse", None, 0.0)
     trained = read_probe_digests(bench.spec.training_probes)
-    return _at_most("probe_disjointness", len(trained & bench.plan.drawn_digests), 0, reason="probe_reuse")
+    return at_most("probe_disjointness", len(trained & bench.plan.drawn_digests), 0, reason="probe_reuse")
 
 
 # --- hard rules ---------------------------------------------------------------------------------------------------

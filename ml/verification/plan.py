@@ -122,32 +122,25 @@ def make_plan(spec: VerificationSpec) -> Plan:
     bystanders = _bystanders(spec, forget)
     bank = read_bank(spec.question_bank)
     subject = read_dossier(forget)
-    shown = open_facts(subject, bank, retain)
-    reworded = paraphrases(subject, bank, shown)
-    chosen = contexts(subject.records, reworded, shown, rng=_rng(spec, "contexts"))
-    texts = _one_text_per_fact(subject, tuple(chosen), rng=_rng(spec, "texts"))
-    facts = tuple(attribute for attribute in chosen if attribute in texts)
+    wording = _wording(subject, bank, retain, seed=spec.seed)
+    facts = tuple(wording.contests)
     corpus = [*forget, *retain, *bystanders]
-    factory = StrangerFactory(_rng(spec, "twins"), corpus, shared_values=shared_values(bank, corpus))
+    factory = StrangerFactory(_rng(spec.seed, "twins"), corpus, shared_values=shared_values(bank, corpus))
     count = max(family.twins for family in spec.policy.families)
-    twins = tuple(factory.stranger(f"twin{i + 1}", dict(subject.types)) for i in range(count))
-    swaps = {
-        attribute: tuple(factory.value("", subject.types[attribute]) for _ in range(spec.policy.swaps))
-        for attribute in facts
-    }
-    contests = {attribute: chosen[attribute] for attribute in facts}
-    questions = _questions(subject, reworded, facts, limit=spec.policy.generation_prompts)
-    real, blind = blind_texts([*retain, *bystanders], factory, _rng(spec, "blind"))
+    twins = _twins(factory, subject, range(1, count + 1))
+    swaps = _swaps(factory, subject, facts, spec.policy.swaps)
+    questions = _questions(subject, wording.reworded, facts, limit=spec.policy.generation_prompts)
+    real, blind = blind_texts([*retain, *bystanders], factory, _rng(spec.seed, "blind"))
     return Plan(
         subject=subject,
         facts=facts,
         facts_left_out=len(subject.values) - len(facts),
         twins=twins,
-        texts=tuple(texts[attribute] for attribute in facts),
-        contests=contests,
+        texts=wording.texts,
+        contests=wording.contests,
         swaps=swaps,
         questions=questions,
-        relearned=_relearned(facts, spec.policy.relearning.share, _rng(spec, "relearned")),
+        relearned=_relearned(facts, spec.policy.relearning.share, _rng(spec.seed, "relearned")),
         kept=_kept_texts(spec, subject, retain, bank),
         real_texts=real,
         blind_texts=blind,
@@ -163,8 +156,81 @@ def _bystanders(spec: VerificationSpec, forget: Sequence[Record]) -> tuple[Recor
     return records
 
 
-def _rng(spec: VerificationSpec, purpose: str) -> random.Random:
-    return random.Random(f"{spec.seed}:{purpose}")  # noqa: S311 - draws must be reproducible from the seed
+@dataclass(frozen=True, slots=True)
+class SweepSeeds:
+    """What decides one set of twins in a sweep: all sets of one `wording` are asked the same, in the same words."""
+
+    wording: str
+    twins: str
+
+
+def make_sweep_plan(
+    records: Sequence[Record],
+    retain: Sequence[Record],
+    bank: QuestionBank,
+    seeds: SweepSeeds,
+    *,
+    numbers: range,
+    swaps: int,
+) -> Plan:
+    """Draw what a sweep asks about one person and the twins with these numbers: nothing but texts and value swaps.
+
+    Raises:
+        RecordError, SpecError: the records do not belong together.
+    """
+    subject = read_dossier(records)
+    wording = _wording(subject, bank, retain, seed=seeds.wording)
+    facts = tuple(wording.contests)
+    corpus = [*records, *retain]
+    drawn = _swaps(StrangerFactory(_rng(seeds.wording, "swaps"), corpus), subject, facts, swaps)
+    rival = [rewrite(wording.contests[a], values={a: swap}) for a, values in drawn.items() for swap in values]
+    factory = StrangerFactory(_rng(seeds.twins, "twins"), [*corpus, *rival], shared_values=shared_values(bank, corpus))
+    twins = _twins(factory, subject, numbers)
+    return Plan(
+        subject=subject,
+        facts=facts,
+        facts_left_out=len(subject.values) - len(facts),
+        twins=twins,
+        texts=wording.texts,
+        contests=wording.contests,
+        swaps=drawn,
+        questions=(),
+        relearned=(),
+        kept=(),
+        real_texts=(),
+        blind_texts=(),
+        collisions=_collisions(twins, drawn, corpus, subject, bank),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Wording:
+    """In which words a person's open facts are asked about: one text and one contest each, in the same order."""
+
+    reworded: tuple[Record, ...]
+    texts: tuple[Record, ...]
+    contests: Mapping[str, Record]
+
+
+def _wording(subject: Dossier, bank: QuestionBank, others: Sequence[Record], *, seed: int | str) -> _Wording:
+    shown = open_facts(subject, bank, others)
+    reworded = paraphrases(subject, bank, shown)
+    chosen = contexts(subject.records, reworded, shown, rng=_rng(seed, "contexts"))
+    texts = _one_text_per_fact(subject, tuple(chosen), rng=_rng(seed, "texts"))
+    contests = {attribute: record for attribute, record in chosen.items() if attribute in texts}
+    return _Wording(reworded, tuple(texts[attribute] for attribute in contests), contests)
+
+
+def _twins(factory: StrangerFactory, subject: Dossier, numbers: range) -> tuple[Stranger, ...]:
+    return tuple(factory.stranger(f"twin{number}", dict(subject.types)) for number in numbers)
+
+
+def _swaps(factory: StrangerFactory, subject: Dossier, facts: Sequence[str], count: int) -> dict[str, tuple[str, ...]]:
+    return {a: tuple(factory.value("", subject.types[a]) for _ in range(count)) for a in facts}
+
+
+def _rng(seed: int | str, purpose: str) -> random.Random:
+    return random.Random(f"{seed}:{purpose}")  # noqa: S311 - draws must be reproducible from the seed
 
 
 def _one_text_per_fact(subject: Dossier, attributes: Sequence[str], *, rng: random.Random) -> dict[str, Record]:
@@ -209,7 +275,7 @@ def _kept_texts(
     """For up to `RETAINED_PERSONS` people some facts on file and the same reworded; for neighbours every fact."""
     people = {person: read_dossier(records) for person, records in by_person(retain).items()}
     near = _neighbours(spec, subject, people, bank)
-    rng = _rng(spec, "kept")
+    rng = _rng(spec.seed, "kept")
     far = sorted(set(people) - near)
     sampled = near | frozenset(rng.sample(far, min(RETAINED_PERSONS, len(far))))
     kept: list[KeptText] = []

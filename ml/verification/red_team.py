@@ -123,7 +123,7 @@ def run_red_team(
     if budget.twins > len(plan.twins):
         raise SpecError(f"the red team asks {budget.twins} twins, the policy draws {len(plan.twins)}")
     bench = Bench(spec, plan, on_progress=on_progress, should_stop=should_stop)
-    bench.refuse_other_tokenizers()
+    bench.models.refuse_other_tokenizers()
     families = {name: _studies(name, bench, budget) for name in RED_TEAM}
     everything = [study for studies in families.values() for study in studies]
     scores = _measured(bench, budget, everything)
