@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-import random
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -335,12 +335,13 @@ def test_a_pass_needs_all_three_claims_of_every_primary(
     assert (verdict.result is Result.FAIL) <= (4 * min(detect, low) <= 0.05 + 1e-9)
 
 
-def _judged(before: list[float], after: list[float]) -> Result:
-    """Judge evidence whose one family rests on these scores."""
-    policy = replace(POLICY, families=(replace(MEMBERSHIP, detection=(), artefacts=("merged",)),))
-    report = passing_report(policy)
+ONE_FAMILY = replace(POLICY, families=(replace(MEMBERSHIP, detection=(), artefacts=("merged",)),))
+
+
+def _evidence(before: list[float], after: list[float]) -> VerificationReport:
+    """A report that passes but for its one family, which rests on these scores."""
     report = edited(
-        report,
+        passing_report(ONE_FAMILY),
         "attacks",
         0,
         p_assay=detection_p(before),
@@ -349,42 +350,41 @@ def _judged(before: list[float], after: list[float]) -> Result:
         p_residual=residual_p(before, after, 0.2),
         p_over=over_forgetting_p(before, after, 0.3),
     )
-    return judge(edited(report, "joint", 0, p_detect=detection_p(after), p_low=low_p(after)), policy).result
+    return edited(report, "joint", 0, p_detect=detection_p(after), p_low=low_p(after))
 
 
-def _noise(rng: random.Random, count: int) -> list[float]:
-    return [rng.gauss(0, 1) for _ in range(count)]
+def _judged(before: list[float], after: list[float]) -> Result:
+    return judge(_evidence(before, after), ONE_FAMILY).result
 
 
-@pytest.mark.slow
 def test_an_unchanged_model_fails_although_the_attack_is_weak() -> None:
-    rng = random.Random("unchanged")
+    rng = np.random.default_rng(6)
     verdicts = []
-    for _ in range(1000):
-        scores = _noise(rng, 240)
+    for _ in range(400):
+        scores = rng.normal(size=240)
         scores[0] += 6.0
-        verdicts.append(_judged(scores, scores))
-    assert verdicts.count(Result.FAIL) >= 990
+        verdicts.append(_judged(scores.tolist(), scores.tolist()))
+    assert verdicts.count(Result.FAIL) >= 396
     assert Result.PASS not in verdicts
 
 
-@pytest.mark.slow
 def test_a_person_never_trained_on_is_not_certified_as_erased() -> None:
-    rng = random.Random("never-trained")
+    rng = np.random.default_rng(7)
     verdicts = []
-    for _ in range(1000):
-        common = _noise(rng, 240)
-        before, after = (
-            [(c + e) / math.sqrt(2) for c, e in zip(common, _noise(rng, 240), strict=True)] for _ in range(2)
-        )
+    for _ in range(400):
+        common = rng.normal(size=240)
+        before, after = (((common + rng.normal(size=240)) / math.sqrt(2)).tolist() for _ in range(2))
         verdicts.append(_judged(before, after))
-    assert verdicts.count(Result.PASS) <= 10
+    assert verdicts.count(Result.PASS) <= 4
 
 
 def test_a_model_that_answers_everything_alike_is_stopped_by_utility() -> None:
-    before = [20.0, *_noise(random.Random("flat"), 239)]
+    # It knows nothing about anybody: its attack family passes, and only utility fails it.
+    before = [20.0, *np.random.default_rng(1).normal(size=239).tolist()]
     flat = [0.0] * 240
-    assert residual_p(before, flat, 0.2) <= 0.05
-    assert over_forgetting_p(before, flat, 0.3) <= 0.05
-    collapsed = edited(passing_report(), "utility", 0, mean_after=0.001, mean_change=-0.98, lower=-0.99, upper=-0.97)
-    assert judge(collapsed, POLICY).result is Result.FAIL
+    assert _judged(before, flat) is Result.PASS
+    collapsed = _evidence(before, flat)
+    collapsed = edited(collapsed, "utility", 0, mean_after=0.001, mean_change=-0.98, lower=-0.99, upper=-0.97)
+    verdict = judge(collapsed, ONE_FAMILY)
+    assert (verdict.result, _codes(verdict)) == (Result.FAIL, {"utility_loss"})
+    assert {gate.gate: gate.result for gate in verdict.gates}["F1"] is Result.PASS
