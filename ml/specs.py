@@ -417,6 +417,7 @@ class DeletionLedger:
         return ledger
 
 
+_FEWEST_RECORDED: Final = 19
 _OPAQUE_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
@@ -437,6 +438,8 @@ def _check_ledger(ledger: DeletionLedger) -> None:
             raise SpecError(f"{where}: a vault, and only a vault, has an expiry date")
         if entry.expires_on is not None:
             calendar_date(entry.expires_on, where=where)
+        if any(len(scores.twins) < _FEWEST_RECORDED for scores in entry.before.values()):
+            raise SpecError(f"{where}: scores of at least {_FEWEST_RECORDED} twins are needed to bound anything")
 
 
 def calendar_date(text: str, *, where: str) -> date:

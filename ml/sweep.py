@@ -164,9 +164,8 @@ def _stage(spec: SweepSpec, on_progress: ProgressCallback, should_stop: StopChec
 
 def _test(stage: Stage, entry: LedgerEntry, limit: int) -> _Tested:
     """One entry's first test; what cannot be tested says why."""
-    if _has_expired(entry, stage.spec.as_of):
-        return _Tested(SweepEntry(entry.id, "expired", entry.deletions_so_far, "untested", "vault_expired"))
-    blank = SweepEntry(entry.id, entry.kind, entry.deletions_so_far, "untested")
+    kind = "expired" if _has_expired(entry, stage.spec.as_of) else entry.kind
+    blank = SweepEntry(entry.id, kind, entry.deletions_so_far, "untested")
     try:
         series = _series(stage, entry, "sweep")
         draws = series.compare(limit)
@@ -182,7 +181,9 @@ def _has_expired(entry: LedgerEntry, as_of: str) -> bool:
 
 
 def _series(stage: Stage, entry: LedgerEntry, purpose: str) -> Series:
-    """Open an entry's probes; raises `UntestedError` where they are missing, changed or of no use."""
+    """Open an entry's probes; raises `UntestedError` where they may not be opened, are missing or of no use."""
+    if _has_expired(entry, stage.spec.as_of):
+        raise UntestedError("vault_expired")
     if entry.probes is None:
         raise UntestedError("coverage")
     try:

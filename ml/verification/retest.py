@@ -17,6 +17,7 @@ from typing import Final, TypeAlias
 from ml.cohorts import FIRST_TWINS, Draws, swept_rules
 from ml.data.questions import QuestionBank
 from ml.digests import sha256_hex
+from ml.errors import MlError
 from ml.rank_tests import TOLERANCE, residual_p, standard_deviation, two_sided_min_p
 from ml.reports import ValidityCheck
 from ml.specs import (
@@ -154,9 +155,12 @@ class Series:
     def _bench(self, block: int, numbers: range) -> Bench:
         spec = self.stage.spec
         seeds = SweepSeeds(wording=self._seed, twins=f"{self._seed}:{block}")
-        plan = make_sweep_plan(
-            self.records, self.stage.retain, self.stage.bank, seeds, numbers=numbers, swaps=spec.policy.swaps
-        )
+        try:
+            plan = make_sweep_plan(
+                self.records, self.stage.retain, self.stage.bank, seeds, numbers=numbers, swaps=spec.policy.swaps
+            )
+        except MlError as exc:
+            raise UntestedError(exc.code) from exc
         if len(plan.facts) < spec.policy.minimum_facts:
             raise UntestedError("insufficient_facts")
         self.items = len(plan.facts)
