@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TextIO
 
-from deletion_service import cli_requests
+from deletion_service import cli_evidence, cli_requests
 from deletion_service.certificates.envelope import LARGEST_ENVELOPE
 from deletion_service.certificates.evidence_document import LARGEST_EVIDENCE
 from deletion_service.certificates.merkle import LARGEST_PROOF
@@ -213,6 +213,12 @@ def _never_fail_on_a_character(stream: TextIO) -> None:
 
 COMMANDS: Final[tuple[Command, ...]] = (
     Command(("cert", "verify"), "Check a certificate offline.", _verify_arguments, _verify),
+    Command(
+        ("evidence", "rerun"),
+        "Measure evidence again and compare.",
+        cli_evidence.rerun_arguments,
+        cli_evidence.rerun,
+    ),
     Command(("model", "digest"), "Digest a model directory.", _digest_arguments, _digest),
     Command(("request", "create"), "Send an instruction to erase.", cli_requests.create_arguments, cli_requests.create),
     Command(("request", "list"), "List requests.", cli_requests.list_arguments, cli_requests.list_requests),

@@ -89,6 +89,12 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def code_sha256() -> str:
+    """Digest of this library's source files, by relative path."""
+    root = Path(__file__).parent
+    return document_sha256({p.relative_to(root).as_posix(): file_sha256(p) for p in sorted(root.rglob("*.py"))})
+
+
 def verify_file(path: Path, sha256: str) -> None:
     """Raise `DigestMismatchError` unless the file at `path` has digest `sha256`."""
     if not path.is_file():

@@ -43,6 +43,18 @@ class DigestMismatchError(MlError):
     code = "digest_mismatch"
 
 
+class InputsMissingError(MlError):
+    """A run cannot be repeated: what its manifest names by digest is not at hand; the message says what."""
+
+    code = "inputs_missing"
+
+
+class ManifestMismatchError(MlError):
+    """A manifest and a report are about different runs; the message names what differs."""
+
+    code = "manifest_mismatch"
+
+
 class ModelDirectoryError(MlError):
     """A model directory is unsafe or incomplete: pickle, symlink, `auto_map`, missing file or missing tensor."""
 

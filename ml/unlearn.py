@@ -21,13 +21,12 @@ import torch
 import transformers
 from torch import nn
 
-import ml
 from ml.checkpoints import write_atomically
 from ml.data.probes import probe_digests, probe_set, write_probe_digests
 from ml.data.questions import QuestionBank, read_bank
 from ml.data.records import read_records, refuse_overlap
 from ml.data.values import VALUE_TYPES
-from ml.digests import ModelManifest, canonical_json, document_sha256, file_sha256, model_manifest
+from ml.digests import ModelManifest, canonical_json, code_sha256, document_sha256, model_manifest
 from ml.documents import Json, plain_object, read
 from ml.energy import EnergyBoundary
 from ml.errors import DigestMismatchError, RecordError, SpecError
@@ -183,12 +182,6 @@ def _config_sha256(spec: UnlearningSpec, method: Method, settings: Any) -> str:
             "code": code_sha256(),
         }
     )
-
-
-def code_sha256() -> str:
-    """Digest of this library's source files, by relative path."""
-    root = Path(str(ml.__file__)).parent
-    return document_sha256({p.relative_to(root).as_posix(): file_sha256(p) for p in sorted(root.rglob("*.py"))})
 
 
 def _checkpoint(spec: UnlearningSpec) -> Path:

@@ -5,7 +5,8 @@
         [--threads N] [--processes N] [--tier fast|full|redteam] [--samples N]
 
 The report decides nothing: `ml.decision.judge` turns it into a verdict, and what a red team found can only lower it.
-Nothing here may print or store a name, a value or a text outside the parts directory.
+Beside both lies a manifest of all inputs, by which `lethe evidence rerun` repeats the full tier. Nothing here may print
+or store a name, a value or a text outside the parts directory.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from ml.data.probes import probe_set, read_probe_digests
 from ml.decision import Verdict, judge, lowered, red_team_findings, unattainable
 from ml.digests import document_sha256
 from ml.errors import MlError
+from ml.manifest import RunManifest, manifest_of
 from ml.models.load import model_ref
 from ml.models.quantise import GROUP, ROUNDINGS
 from ml.policies import load_policy
@@ -207,11 +209,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             verdict = lowered(verdict, red_team_findings(red, report, spec.policy))
             write_document(options.out / "red_team.json", red.to_document())
             sys.stdout.write(red_team_table(red))
+        record(options.out, spec, report, verdict)
     except MlError as exc:
         sys.stderr.write(f"{exc.code}: {exc}\n")
         return USAGE_ERROR
-    write_document(options.out / "report.json", report.to_document())
-    write_document(options.out / "verdict.json", verdict.to_document())
     sys.stdout.write(gate_table(report, verdict))
     return EXIT_CODES[verdict.result]
 
@@ -222,6 +223,27 @@ def _budget(policy: VerdictPolicy, options: argparse.Namespace) -> RedTeamBudget
     drawn = max(rule.twins for rule in policy.families)
     samples = usual.samples if options.samples is None else options.samples
     return replace(usual, twins=min(drawn, usual.twins), samples=samples, draws=min(samples, usual.draws))
+
+
+def record(directory: Path, spec: VerificationSpec, report: VerificationReport, verdict: Verdict) -> None:
+    """Write a report, the verdict on it and the manifest of its inputs into `directory`."""
+    documents = {"report": report, "verdict": verdict, "manifest": run_manifest(spec, report)}
+    for name, document in documents.items():
+        write_document(directory / f"{name}.json", document.to_document())
+
+
+def run_manifest(spec: VerificationSpec, report: VerificationReport) -> RunManifest:
+    """Return the manifest of the run that `spec` asked for and `report` came from."""
+    refs = {
+        "forget": spec.forget,
+        "retain": spec.retain,
+        "neighbours": spec.neighbours,
+        "bystanders": spec.bystanders,
+        "question_bank": spec.question_bank,
+        "training_probes": spec.training_probes,
+    }
+    files = {role: ref.sha256 for role, ref in refs.items() if ref is not None}
+    return manifest_of(report, policy=spec.policy, files=files)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -26,7 +26,7 @@ from ml.attacks.generation import Prompt, answer_hits, greedy_answers, make_prom
 from ml.attacks.mean_loss import mean_loss
 from ml.attacks.relearning import relearn
 from ml.data.collate import EncodedText, encode_records
-from ml.digests import sha256_hex
+from ml.digests import code_sha256, sha256_hex
 from ml.documents import Json, plain_object
 from ml.errors import RunStoppedError, TokenizerMismatchError
 from ml.metrics.fluency import opening_log_probability, weighted_ngram_entropy
@@ -406,6 +406,7 @@ def environment(spec: VerificationSpec) -> dict[str, str]:
         "device": spec.device,
         "dtype": spec.dtype,
         "threads": str(torch.get_num_threads()),
+        "code_sha256": code_sha256(),
     }
 
 

@@ -127,6 +127,6 @@ def test_fewer_persons_are_the_first_of_many(bench: Bench) -> None:
 
 def test_an_attack_leaves_one_model_in_memory(bench: Bench) -> None:
     white_box.logit_lens(bench, "merged", 2, 1)
-    assert set(bench._loaded) == {"merged"}
+    assert set(bench.models._loaded) == {"merged"}
     white_box.scaled_deletion(bench, "merged", 2, 1)
-    assert set(bench._loaded) == {"merged"}
+    assert set(bench.models._loaded) == {"merged"}
