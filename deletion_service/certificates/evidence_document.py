@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from deletion_service.certificates.canonical import DocumentFormError, read_canonical
+from deletion_service.certificates.published import published_schema, schema_fault
 from ml.decision import Verdict, judge
 from ml.digests import canonical_json, document_sha256
 from ml.errors import SpecError
@@ -19,6 +20,7 @@ from ml.specs import VerdictPolicy
 
 SCHEMA_VERSION: Final = 1
 LARGEST_EVIDENCE: Final = 64 << 20
+_SCHEMA: Final = "evidence-v1"
 _MEMBERS: Final = ("schema_version", "target", "attempt", "policy", "report", "verdict", "unlearning")
 
 
@@ -45,18 +47,37 @@ class EvidenceDocument:
 def evidence_bytes(
     *, target: str, policy: VerdictPolicy, report: VerificationReport, unlearning: UnlearningReport | None
 ) -> bytes:
-    """Judge a report and return the canonical bytes of the evidence: what is sealed, stored and handed out."""
-    return canonical_json(
-        {
-            "schema_version": SCHEMA_VERSION,
-            "target": target,
-            "attempt": report.attempt,
-            "policy": policy.to_document(),
-            "report": report.to_document(),
-            "verdict": judge(report, policy).to_document(),
-            "unlearning": None if unlearning is None else unlearning.to_document(),
-        }
-    )
+    """Judge a report and return the canonical bytes of the evidence: what is sealed, stored and handed out.
+
+    Raises:
+        DocumentFormError: the document breaks its published schema, such as by a bar that holds fewer than five.
+    """
+    document = {
+        "schema_version": SCHEMA_VERSION,
+        "target": target,
+        "attempt": report.attempt,
+        "policy": policy.to_document(),
+        "report": report.to_document(),
+        "verdict": judge(report, policy).to_document(),
+        "unlearning": None if unlearning is None else unlearning.to_document(),
+    }
+    validate_evidence(document)
+    return canonical_json(document)
+
+
+def validate_evidence(document: Mapping[str, Any]) -> None:
+    """Check evidence against the published JSON Schema: its form, not whether its numbers are possible.
+
+    Raises:
+        DocumentFormError: the message names the member and the rule, never the content.
+    """
+    if fault := schema_fault(document, _SCHEMA):
+        raise DocumentFormError(f"evidence {fault}")
+
+
+def evidence_schema() -> dict[str, Any]:
+    """Return the published JSON Schema of the evidence."""
+    return published_schema(_SCHEMA)
 
 
 def read_evidence(data: bytes) -> EvidenceDocument:

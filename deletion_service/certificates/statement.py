@@ -6,10 +6,8 @@ writes and what `read_statement` accepts are the same set of documents.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from importlib import resources
 from typing import Any, Final
 
 from deletion_service.certificates.canonical import (
@@ -20,6 +18,7 @@ from deletion_service.certificates.canonical import (
 from deletion_service.certificates.evaluation import Evaluation
 from deletion_service.certificates.facts import ErasureFacts, Retirement, VerdictText, manifest_from_rows
 from deletion_service.certificates.forms import check_forms
+from deletion_service.certificates.published import published_schema, schema_fault
 from deletion_service.certificates.wording import Words, residual_bounds, words_of
 from deletion_service.errors import DomainError
 from ml.digests import ModelManifest, canonical_json
@@ -28,7 +27,7 @@ from ml.errors import SpecError
 STATEMENT_TYPE: Final = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE: Final = "https://lethe.example/attestation/model-erasure/v1"
 _APPROVALS: Final = 2
-_SCHEMA_FILE: Final = "schemas/model-erasure-v1.json"
+_SCHEMA: Final = "model-erasure-v1"
 
 
 class StatementError(DomainError):
@@ -93,20 +92,13 @@ def validate_statement(document: Mapping[str, Any]) -> None:
     Raises:
         StatementError: the message names the member and the rule, never the content.
     """
-    # The offline verifier must start without this library.
-    from jsonschema import Draft202012Validator
-
-    faults = Draft202012Validator(statement_schema()).iter_errors(document)
-    fault = min(faults, key=lambda error: len(error.absolute_path), default=None)
-    if fault is not None:
-        raise StatementError(f"statement member {fault.json_path} breaks the schema rule {fault.validator!r}")
+    if fault := schema_fault(document, _SCHEMA):
+        raise StatementError(f"statement {fault}")
 
 
 def statement_schema() -> dict[str, Any]:
     """Return the published JSON Schema of the statement."""
-    text = resources.files("deletion_service.certificates").joinpath(_SCHEMA_FILE).read_text("utf-8")
-    schema: dict[str, Any] = json.loads(text)
-    return schema
+    return published_schema(_SCHEMA)
 
 
 _WORDS: Final = ("title", "claim", "limitations", "wordingVersion")
