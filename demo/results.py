@@ -19,6 +19,7 @@ from ml.decision import Verdict, judge
 from ml.policies import load_policy
 from ml.reference import ReferencePaths
 from ml.reports import AttackResult, GroupSummary, VerificationReport
+from ml.specs import VerdictPolicy
 
 GROUPS: Final = ("forget", "retain", "neighbours", "controls")
 _NUMBERS: Final = (
@@ -32,17 +33,18 @@ _NUMBERS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """A report and the verdict that its policy gives it."""
+    """A report, the policy it was measured under, and the verdict that this policy gives it."""
 
     report: VerificationReport
+    policy: VerdictPolicy
     verdict: Verdict
 
 
 def measured(evidence: bytes) -> Measured:
     """Read the evidence document of the service and judge it again."""
     document = json.loads(evidence)
-    report = VerificationReport.from_document(document["report"])
-    return Measured(report, judge(report, load_policy(document["policy"]["name"])))
+    report, policy = VerificationReport.from_document(document["report"]), load_policy(document["policy"]["name"])
+    return Measured(report, policy, judge(report, policy))
 
 
 def measure_gold(reference: ReferencePaths, out: Path, options: Mapping[str, str], *, screen: Screen) -> Measured:
@@ -80,7 +82,8 @@ def measure_gold(reference: ReferencePaths, out: Path, options: Mapping[str, str
     if not report.is_file():
         raise DemoError("the gold model could not be verified")
     found = VerificationReport.from_document(json.loads(report.read_text(encoding="utf-8")))
-    return Measured(found, judge(found, load_policy(options["policy"])))
+    policy = load_policy(options["policy"])
+    return Measured(found, policy, judge(found, policy))
 
 
 def summarise(told: Told, ours: Measured, gold: Measured | None, *, registry: Path) -> dict[str, Any]:

@@ -33,6 +33,8 @@ class GateLine:
     bound: str
     interval: str
     accepted: str
+    p_values: str
+    n: str
     result: str
 
 
@@ -55,6 +57,8 @@ def _line(row: GateRow, attack: AttackResult | None) -> GateLine:
         bound=_short(row.value),
         interval=_span(row.ci95),
         accepted=_span(row.interval),
+        p_values=_p_values(attack),
+        n=row.n or "",
         result=row.result,
     )
 
@@ -62,6 +66,11 @@ def _line(row: GateRow, attack: AttackResult | None) -> GateLine:
 def _attack(row: GateRow, attack: AttackResult | None) -> str:
     name = attack.attack if attack else row.id.removeprefix(f"{row.gate}.")
     return name.replace("_", " ")
+
+
+def _p_values(attack: AttackResult | None) -> str:
+    shown = (attack.p_residual, attack.p_detect) if attack else ()
+    return ", ".join("-" if p is None else f"{p:.2g}" for p in shown)
 
 
 def _controls(row: GateRow) -> str:

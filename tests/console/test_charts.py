@@ -7,13 +7,14 @@ import xml.etree.ElementTree as ET
 import pytest
 
 from deletion_service.console.charts import (
-    Axis,
     energy_rows,
     energy_summary,
     energy_svg,
+    roc_curve,
     separation_summary,
     shared_axis,
 )
+from deletion_service.console.svg import Axis
 from ml.reports import EnergyPicture, Histogram
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -54,6 +55,13 @@ def test_a_group_with_too_few_texts_is_shown_by_its_mean_alone() -> None:
     assert len(picture.findall(f"{SVG}rect")) == 2
 
 
+def test_a_bar_that_would_hold_fewer_than_five_is_not_drawn_and_not_listed() -> None:
+    exposed = EnergyPicture("deleted", "before", Histogram((-8.0, -6.0, -4.0), (24, 4)), -6.5)
+    picture = drawn(RETAINED, exposed)
+    assert len(picture.findall(f"{SVG}rect")) == 2  # the retained people's
+    assert [row[0] for row in energy_rows([exposed])] == []
+
+
 def test_nothing_to_draw_has_no_axis() -> None:
     assert shared_axis([]) is None
 
@@ -92,3 +100,36 @@ def test_the_summaries_state_means_and_chances() -> None:
     )
     assert len(sentences) == 1
     assert "0.52 (before: 0.03)" in sentences[0]
+
+
+# --- ROC ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_curve_has_a_point_at_each_edge_that_both_share_and_none_elsewhere() -> None:
+    deleted = Histogram((-9.0, -8.0, -7.0, -4.0), (14, 6, 8))
+    never_seen = Histogram((-9.0, -8.0, -6.0, -5.0, -4.0), (10, 90, 200, 100))
+    # Below -8 lie 14 of 28 texts about the person and 10 of 400 about others; -7, -6 and -5 are not common.
+    assert roc_curve(deleted, never_seen) == ((0.0, 0.0), (10 / 400, 14 / 28), (1.0, 1.0))
+
+
+def test_equal_distributions_lie_on_the_line_of_chance() -> None:
+    ours, theirs = (Histogram((0.0, 1.0, 2.0, 3.0), counts) for counts in ((5, 10, 5), (50, 100, 50)))
+    curve = roc_curve(ours, theirs)
+    assert curve is not None
+    assert all(x == pytest.approx(y) for x, y in curve)
+    assert len(curve) == 4
+
+
+@pytest.mark.parametrize(
+    ("deleted", "never_seen"),
+    [
+        (None, Histogram((0.0, 1.0, 2.0), (5, 5))),
+        (Histogram((0.0, 1.0, 2.0), (5, 5)), None),
+        (Histogram((0.0, 1.0, 2.0), (5, 5)), Histogram((0.0, 0.9, 2.0), (5, 5))),
+        (Histogram((0.0, 2.0), (10,)), Histogram((0.0, 1.0, 2.0), (5, 5))),
+        (Histogram((0.0, 1.0, 2.0), (24, 4)), Histogram((0.0, 1.0, 2.0), (5, 5))),
+        (Histogram((0.0, 1.0, 2.0), (0, 0)), Histogram((0.0, 1.0, 2.0), (5, 5))),
+    ],
+)
+def test_without_a_common_edge_there_is_no_curve(deleted: Histogram | None, never_seen: Histogram | None) -> None:
+    assert roc_curve(deleted, never_seen) is None

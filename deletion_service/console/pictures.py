@@ -1,0 +1,232 @@
+"""All pictures of a piece of evidence, each with a summary and a table: what the console and the demonstration show.
+
+Must never hold a number that is not in the evidence: what cannot be drawn from it is said to be missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from html import escape
+from itertools import product
+from typing import Final
+
+from deletion_service.console import charts, score_charts
+from deletion_service.console.score_charts import Bound
+from ml.reports import AttackResult, EnergyPicture, Histogram, VerificationReport
+from ml.specs import FamilyRule, VerdictPolicy
+
+MOMENTS: Final = {"before": "Before deletion", "after": "After deletion"}
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """One picture: a title, the drawing, what it says in words, and the same as a table."""
+
+    title: str
+    svg: str
+    summary: str
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """Pictures that belong together; `further` ones are folded away, `notes` say how to read them."""
+
+    id: str
+    title: str
+    pictures: tuple[Picture, ...]
+    notes: tuple[str, ...]
+    further: tuple[Picture, ...] = ()
+    wide: bool = False
+
+    @property
+    def html(self) -> str:
+        """The section without its heading. Built from numbers and fixed words; every word in it is escaped."""
+        shown = "".join(map(_figure, self.pictures))
+        folded = "".join(map(_figure, self.further))
+        if folded:
+            folded = (
+                "<details><summary>Attacks that look for a leak and bound nothing</summary>"
+                f'<div class="pictures">{folded}</div></details>'
+            )
+        grid = "" if self.wide else ' class="pictures"'
+        notes = "".join(f'<p class="small soft">{escape(note)}</p>' for note in self.notes)
+        return (f"<div{grid}>{shown}</div>" if shown else "") + notes + folded
+
+
+def bounds_section(
+    report: VerificationReport, policy: VerdictPolicy, gold: VerificationReport | None = None
+) -> Section:
+    """What people look at first: how much may remain at most, attack by attack, against the limit.
+
+    Args:
+        gold: the same measured on a model that never learned from the person, where there is one.
+    """
+    bounds = tuple(_bounds(report, policy, gold))
+    title = "What remains of the person’s influence, and at most how much"
+    picture = Picture(
+        title,
+        score_charts.bounds_svg(bounds, title=title, element_id="bounds"),
+        score_charts.bounds_summary(bounds),
+        score_charts.BOUND_HEAD,
+        tuple(score_charts.bound_rows(bounds)),
+    )
+    note = (
+        "Each row is one attack that carries the claim. The shaded part is what the policy accepts. The verdict rests "
+        "on the exact tests of the gate table; a bound beyond its limit shows neither a leak nor its absence."
+    )
+    return Section("bounds", "How much may remain", (picture,), (note,), wide=True)
+
+
+def sections(report: VerificationReport, policy: VerdictPolicy) -> tuple[Section, ...]:
+    """The other pictures: scores of every attack, relearning, energies, and how well energy tells people apart."""
+    return (_scores(report, policy), _relearning(report, policy), _energies(report), _roc(report))
+
+
+def _figure(picture: Picture) -> str:
+    title = escape(picture.title)
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in picture.head)
+    return (
+        f"<figure><figcaption>{title}</figcaption>{picture.svg}"
+        f'<p class="small">{escape(picture.summary)}</p>'
+        f'<details><summary>The same as a table<span class="out-of-sight">: {title}</span></summary>'
+        f'<div class="scroll" role="region" aria-label="Table: {title}" tabindex="0">'
+        f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(map(_table_row, picture.rows))}</tbody></table>"
+        "</div></details></figure>"
+    )
+
+
+def _table_row(cells: tuple[str, ...]) -> str:
+    first, *rest = map(escape, cells)
+    return f'<tr><th scope="row">{first}</th>{"".join(f"<td>{cell}</td>" for cell in rest)}</tr>'
+
+
+# --- bounds -------------------------------------------------------------------------------------------------------
+
+
+def _bounds(report: VerificationReport, policy: VerdictPolicy, gold: VerificationReport | None) -> Iterator[Bound]:
+    """Every attack that the policy lets carry the claim, whether or not the report shows it."""
+    best = {} if gold is None else {_key(row): row for row in gold.attacks}
+    for rule in policy.families:
+        for attack, artefact in product(rule.primary, rule.artefacts):
+            key = (rule.id, attack, artefact)
+            found = [row for row in report.attacks if _key(row) == key]
+            row = found[0] if len(found) == 1 else AttackResult(*key, "missing", "not in the evidence")
+            missing = "" if row.status == "measured" else f"{row.status}: {row.reason}".replace("_", " ")
+            yield Bound(row, rule.rho, missing, best.get(key))
+
+
+def _key(row: AttackResult) -> tuple[str, str, str]:
+    return row.family, row.attack, row.artefact
+
+
+# --- scores -------------------------------------------------------------------------------------------------------
+
+_SCORE_HEAD: Final = ("When", "Who", "Score", "People")
+
+
+def _scores(report: VerificationReport, policy: VerdictPolicy) -> Section:
+    rules = [rule for rule in policy.families if not _teaches(rule)]
+    claims = {(rule.id, attack) for rule in rules for attack in rule.primary}
+    rows = [row for rule in rules for row in report.attacks if row.family == rule.id]
+    notes = (
+        "Dotted bars are people whom the model never saw, at least 5 to a bar; the upright line below is their mean, "
+        "the diamond is the person. Forgotten means: the diamond stands among them. ± is one standard deviation; p is "
+        "the chance that somebody the model never saw stands out as much.",
+    )
+    return Section(
+        "scores",
+        "The person among people never seen",
+        tuple(_score_pictures(row for row in rows if (row.family, row.attack) in claims)),
+        notes,
+        tuple(_score_pictures(row for row in rows if (row.family, row.attack) not in claims)),
+    )
+
+
+def _relearning(report: VerificationReport, policy: VerdictPolicy) -> Section:
+    taught = {rule.id for rule in policy.families if _teaches(rule)}
+    budget = policy.relearning
+    pictures = tuple(_score_pictures(row for row in report.attacks if row.family in taught))
+    notes = (
+        f"Read as above. An attacker teaches the model {budget.share:.0%} of the facts again, for {budget.epochs} "
+        "epochs, and asks for the others. The evidence holds this one budget, before and after deletion, and no curve "
+        "over budgets.",
+    )
+    return Section("relearning", "Relearning", pictures, notes if pictures else ("No relearning was measured.",))
+
+
+def _teaches(rule: FamilyRule) -> bool:
+    return any(attack.startswith("relearned") for attack in rule.primary)
+
+
+def _score_pictures(rows: Iterable[AttackResult]) -> Iterator[Picture]:
+    for row in rows:
+        axis = score_charts.score_axis(row)
+        if axis is not None:
+            element_id = f"score-{row.family}-{row.attack}-{row.artefact}".replace("_", "-")
+            svg = score_charts.score_svg(row, axis=axis, element_id=element_id)
+            table = tuple(score_charts.score_rows(row))
+            yield Picture(score_charts.attack_title(row), svg, score_charts.score_summary(row), _SCORE_HEAD, table)
+
+
+# --- energies -----------------------------------------------------------------------------------------------------
+
+
+def _energies(report: VerificationReport) -> Section:
+    axis = charts.shared_axis(report.energies)
+    if axis is None:
+        return Section("energies", "Energies", (), ("This run recorded no energies.",))
+    pictures = []
+    for moment, title in MOMENTS.items():
+        groups = _of(report.energies, moment)
+        svg = charts.energy_svg(groups, axis=axis, title=title, element_id=f"energy-{moment}")
+        rows = tuple((group, span, str(count)) for group, span, count in charts.energy_rows(groups))
+        pictures.append(Picture(title, svg, charts.energy_summary(groups), ("Group", "Energy in nats", "Texts"), rows))
+    notes = (
+        *charts.separation_summary(report.separation),
+        "Each row is scaled to its own highest bar; areas stand for numbers of texts, at least 5 to a bar. The upright "
+        "line is the mean.",
+    )
+    return Section("energies", "Energies", tuple(pictures), notes)
+
+
+def _of(energies: Sequence[EnergyPicture], moment: str) -> list[EnergyPicture]:
+    order = list(charts.LABELS)
+    chosen = [picture for picture in energies if picture.moment == moment]
+    return sorted(chosen, key=lambda p: order.index(p.group) if p.group in order else len(order))
+
+
+# --- ROC ----------------------------------------------------------------------------------------------------------
+
+_ROC_TITLE: Final = "Telling the person’s texts by their energy"
+_OTHERS: Final = "Of the other attacks the evidence holds one score per person, from which no curve can be drawn."
+
+
+def _roc(report: VerificationReport) -> Section:
+    shapes: dict[tuple[str, str], Histogram | None] = {(p.moment, p.group): p.shape for p in report.energies}
+    found = {m: charts.roc_curve(shapes.get((m, "deleted")), shapes.get((m, "never_seen"))) for m in MOMENTS}
+    curves = {moment: curve for moment, curve in found.items() if curve is not None}
+    if not curves:
+        why = "Not available: the energies are binned too coarsely to give a point of a curve, or there are none."
+        return Section("roc", "ROC", (), (why, _OTHERS))
+    lacking = tuple(
+        f"Not available {moment}: its energies are binned too coarsely." for moment in MOMENTS if not found[moment]
+    )
+    text = _roc_summary(curves, report)
+    svg = charts.roc_svg(curves, title=_ROC_TITLE, text=text, element_id="roc")
+    rows = tuple((m, f"{x:.3f}", f"{y:.3f}") for m, curve in curves.items() for x, y in curve)
+    head = ("When", "Share of never-seen texts that look known", "Share of the person’s texts")
+    coarse = "Every mark is exact; the lines between them only join them, since the evidence holds bars and no points."
+    return Section("roc", "ROC", (Picture(_ROC_TITLE, svg, text, head, rows),), (coarse, *lacking, _OTHERS))
+
+
+def _roc_summary(curves: Iterable[str], report: VerificationReport) -> str:
+    said = []
+    for moment in curves:
+        suffix = "" if moment == "after" else "_before"
+        higher = report.separation.get(f"energy_auroc_never_seen_vs_deleted{suffix}")
+        said += [] if higher is None else [f"{moment} {1 - higher:.2f}"]
+    areas = f" Area under the curve: {', '.join(said)}." if said else ""
+    return f"On the dotted line a text about the person looks as known as one about people never seen.{areas}"
