@@ -11,78 +11,29 @@ import importlib.util
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from deletion_service.certificates.canonical import DocumentFormError, read_json
 from deletion_service.certificates.evidence_document import LARGEST_EVIDENCE, read_evidence
+from deletion_service.certificates.rerun import compared, rerun_lines
 from deletion_service.terminal import FAILED_CHECK, OK, CommandError, UsageError, print_json, visible
-from ml.decision import Verdict, judge
 from ml.documents import plain
 from ml.errors import MlError
 from ml.manifest import RunManifest, find_inputs
 from ml.reports import VerificationReport
-from ml.reproduction import (
-    Difference,
-    GroupComparison,
-    compare_reports,
-    environment_differences,
-    gate_differences,
-)
 from ml.specs import VerificationSpec
 
 _STACK: Final = ("torch", "transformers", "peft", "safetensors")
 _LARGEST_SEED: Final = 2**63 - 1
-_SHOWN: Final = 20
 _WHEN: Final = (
     "A rerun needs the very inputs, found in --inputs by digest: the three models, the records of the person and of "
     "the others, the question bank. What `python -m ml.verify` measured can be repeated as long as somebody keeps its "
     "inputs; benchmarks and made-up people for ever. A person's own records are destroyed when their case closes: "
-    "before that, the operator or an auditor inside can rerun their evidence; afterwards nobody can, by design. "
+    "before that, the operator or an auditor inside can rerun their evidence, with `manage.py rerun_evidence`; "
+    "afterwards nobody can, by design. "
     "Exit status: 0 reproduced (with --seed: the same verdict), 1 not, 2 it could not be run."
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Rerun:
-    """What was claimed, what came out this time, and how they compare; `groups` is empty under another seed."""
-
-    seed: int
-    recorded_seed: int
-    tolerance: float
-    recorded: Verdict
-    repeated: Verdict
-    gates: tuple[Difference, ...]
-    environment: tuple[Difference, ...]
-    groups: tuple[GroupComparison, ...]
-
-    @property
-    def same_seed(self) -> bool:
-        """True when every number must come out again; another seed draws other twins."""
-        return self.seed == self.recorded_seed
-
-    @property
-    def holds(self) -> bool:
-        """True when the evidence was reproduced: every number under its own seed, the verdict under another."""
-        if not self.same_seed:
-            return self.recorded.result == self.repeated.result
-        return not self.gates and not any(group.differing for group in self.groups)
-
-    def to_document(self) -> dict[str, Any]:
-        """Return the result as plain JSON."""
-        return {
-            "reproduced": self.holds,
-            "seed": str(self.seed),
-            "recorded_seed": str(self.recorded_seed),
-            "tolerance": str(self.tolerance),
-            "recorded_verdict": self.recorded.result.value,
-            "repeated_verdict": self.repeated.result.value,
-            "gates": plain(self.gates),
-            "environment": plain(self.environment),
-            "groups": plain(self.groups),
-        }
 
 
 def rerun_arguments(parser: argparse.ArgumentParser) -> None:
@@ -108,27 +59,16 @@ def rerun(options: argparse.Namespace) -> int:
     1. Read the claim and the manifest, which must be about one run.  2. Find every input by its digest.  3. Measure in
     a process of its own, in an empty directory, so that nothing measured before can be taken up.  4. Compare.
     """
-    manifest, report, recorded = _claim(options.evidence, options.manifest)
+    manifest, recorded = _claim(options.evidence, options.manifest)
     _refuse_without_stack()
     spec = _spec(manifest, options)
     _measure(spec, options.out, threads=manifest.threads)
-    repeated = _report(_json(options.out / "report.json"), where=options.out / "report.json")
-    result = Rerun(
-        seed=spec.seed,
-        recorded_seed=manifest.seed,
-        tolerance=manifest.policy.determinism_tolerance,
-        recorded=recorded,
-        repeated=judge(repeated, manifest.policy),
-        gates=gate_differences(recorded, judge(repeated, manifest.policy)),
-        environment=environment_differences(report.environment, repeated.environment),
-        groups=()
-        if spec.seed != manifest.seed
-        else compare_reports(report, repeated, tolerance=manifest.policy.determinism_tolerance),
-    )
+    written = options.out / "report.json"
+    result = compared(manifest, recorded, _report(_json(written), where=written), seed=spec.seed)
     if options.json:
         print_json(result.to_document())
     else:
-        sys.stdout.write("\n".join(visible(line) for line in _lines(result)) + "\n")
+        sys.stdout.write("\n".join(visible(line) for line in rerun_lines(result)) + "\n")
     return OK if result.holds else FAILED_CHECK
 
 
@@ -141,8 +81,8 @@ def _seed(text: str) -> int:
 # --- the claim ----------------------------------------------------------------------------------------------------
 
 
-def _claim(evidence: Path, manifest_file: Path | None) -> tuple[RunManifest, VerificationReport, Verdict]:
-    """Read what was claimed: a service's evidence states its verdict, a report's follows from the policy."""
+def _claim(evidence: Path, manifest_file: Path | None) -> tuple[RunManifest, VerificationReport]:
+    """Read what was claimed and how it was measured, both about one run."""
     path = manifest_file or evidence.with_name("manifest.json")
     document = _json(evidence)
     try:
@@ -157,7 +97,7 @@ def _claim(evidence: Path, manifest_file: Path | None) -> tuple[RunManifest, Ver
         manifest.refuse_other(report)
     except MlError as exc:
         raise UsageError(f"{evidence}: {exc.code}: {exc}") from None
-    return manifest, report, judge(report, manifest.policy)
+    return manifest, report
 
 
 def _evidence_report(path: Path) -> VerificationReport:
@@ -244,46 +184,3 @@ def _follow(process: subprocess.Popen[str], task: str) -> str:
         last = line.rstrip("\n")
         sys.stderr.write(f"{visible(last)}\n")
     return last
-
-
-# --- showing ------------------------------------------------------------------------------------------------------
-
-
-def _lines(result: Rerun) -> Iterator[str]:
-    yield f"recorded  {result.recorded.result:<14} seed {result.recorded_seed}"
-    yield f"repeated  {result.repeated.result:<14} seed {result.seed}"
-    for row in result.environment:
-        yield f"  not as recorded: {row.place} {_or_absent(row.recorded)}, here {_or_absent(row.repeated)}"
-    if result.groups:
-        yield from _group_lines(result)
-    for row in result.gates:
-        yield f"gate {row.place}: {_or_absent(row.recorded)} recorded, {_or_absent(row.repeated)} now"
-    yield ""
-    yield f"Result: {_conclusion(result)}"
-
-
-def _group_lines(result: Rerun) -> Iterator[str]:
-    yield ""
-    yield f"  {'part':<12}{'numbers':>8}{'largest difference':>20}  at"
-    for group in result.groups:
-        yield f"  {group.group:<12}{group.numbers:>8}{group.largest:>20.3g}  {group.place}"
-    differing = [row for group in result.groups for row in group.differing]
-    if differing:
-        yield ""
-        yield f"Not the same (tolerance {result.tolerance:g} of the larger number or of 1):"
-    for row in differing[:_SHOWN]:
-        yield f"  {row.place}: {_or_absent(row.recorded)} recorded, {_or_absent(row.repeated)} now"
-    if len(differing) > _SHOWN:
-        yield f"  and {len(differing) - _SHOWN} more"
-
-
-def _or_absent(text: str | None) -> str:
-    return "absent" if text is None else text
-
-
-def _conclusion(result: Rerun) -> str:
-    if result.same_seed:
-        return "reproduced, every number within the tolerance." if result.holds else "not reproduced."
-    if not result.holds:
-        return "not the recorded verdict under this seed."
-    return f"the recorded verdict again; {len(result.gates)} gates differ under this seed."
