@@ -128,6 +128,20 @@ def test_last_digits_are_told_and_forgiven(case: Case, capsys: pytest.CaptureFix
     assert "5e-05  attacks[F1 same_context_difference merged].subject_after" in capsys.readouterr().out
 
 
+def test_a_policy_cannot_forgive_more_than_last_digits(case: Case, capsys: pytest.CaptureFixture[str]) -> None:
+    lax = replace(POLICY, determinism_tolerance=1000.0)
+    case.report = replace(case.report, policy_sha256=lax.sha256)
+    manifest = json.loads((case.folder / "manifest.json").read_text()) | {"policy": lax.to_document()}
+    (case.folder / "manifest.json").write_text(json.dumps(manifest))
+    case.write(edited(case.report, "attacks", 0, residual_upper=0.01))
+    case.again = spec_free(case.report)
+
+    assert case.rerun() == FAILED_CHECK
+    said = capsys.readouterr().out
+    assert "residual_upper: 0.01 recorded, 0.08 now" in said
+    assert lax.sha256 in said
+
+
 def test_another_environment_is_told_and_decides_nothing(case: Case, capsys: pytest.CaptureFixture[str]) -> None:
     case.again = spec_free(replace(case.report, environment={**ENVIRONMENT, "torch": "3"}))
 
