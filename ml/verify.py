@@ -1,6 +1,6 @@
 """Attack a candidate and report what was measured: the entry point of verification, and its command line.
 
-    python -m ml.verify --model DIR --before DIR --base DIR --subject FILE --retain FILE --bank FILE --policy NAME
+    python -m ml.verify --model DIR --before DIR --base DIR --subject FILE --retain FILE --bank FILE --policy NAME|FILE
         --out DIR [--neighbours FILE] [--bystanders FILE] [--training-probes FILE] [--seed N] [--attempt N]
         [--threads N] [--processes N] [--tier fast|full|redteam] [--samples N]
 
@@ -36,7 +36,7 @@ from ml.errors import MlError
 from ml.manifest import RunManifest, manifest_of
 from ml.models.load import model_ref
 from ml.models.quantise import GROUP, ROUNDINGS
-from ml.policies import load_policy
+from ml.policies import load_policy, read_policy
 from ml.reports import AttackResult, ProbeSet, RedTeamReport, VerificationReport
 from ml.specs import (
     ProgressCallback,
@@ -54,6 +54,7 @@ from ml.verification.groups import energies, group_summaries
 from ml.verification.kept import utility_results
 from ml.verification.measure import beside, measure, roles, shares, wait_for
 from ml.verification.plan import make_plan, refuse_uncommitted_seed
+from ml.verification.policy_check import refuse_unknown
 from ml.verification.red_team import RED_TEAM, run_red_team
 from ml.verification.tiers import fast_tier
 
@@ -63,7 +64,8 @@ def run_verification(
 ) -> VerificationReport:
     """Measure everything the policy asks for.
 
-    1. Check the seed against its commitment; say at once when the policy's level cannot be reached with its twins.
+    1. Check the seed against its commitment and the policy against what can be measured; say at once when the
+       policy's level cannot be reached with its twins.
     2. Draw the plan from the seed.
     3. Measure model by model; finished parts are kept below `spec.parts_dir` and never repeated.
     4. Assemble: families, hard rules, utility, validity, pictures.
@@ -75,11 +77,13 @@ def run_verification(
             as much memory again.
     Raises:
         RunStoppedError: `should_stop` said so; run again to continue.
-        SpecError: the seed is not the one that was committed to before training ended.
+        SpecError: the seed is not the one that was committed to before training ended, or the policy names an attack,
+            artefact, guard, rule or score that nothing measures.
         MlError: an input is not what its digest says, or the sets do not fit together.
     """
     started = time.process_time()
     refuse_uncommitted_seed(spec)
+    refuse_unknown(spec.policy)
     if hopeless := unattainable(spec.policy, spec.attempt):
         return _unattainable_report(spec, hopeless)
     plan = make_plan(spec)
@@ -257,7 +261,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--bystanders", type=Path, help="records of people no model learned from, JSON Lines")
     parser.add_argument("--bank", type=Path, required=True, help="question bank")
     parser.add_argument("--training-probes", type=Path, help="digests of the texts the deletion drew, JSON")
-    parser.add_argument("--policy", required=True, help="name of a verdict policy")
+    parser.add_argument("--policy", required=True, help="name of a verdict policy, or a file of your own (.json)")
     parser.add_argument("--out", type=Path, required=True, help="directory for report, verdict and parts")
     parser.add_argument("--seed", type=int, default=0, help="decides twins, swaps and questions")
     parser.add_argument("--attempt", type=int, default=1, help="how often this request was tried, from 1")
@@ -271,7 +275,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _spec(options: argparse.Namespace) -> VerificationSpec:
     options.out.mkdir(parents=True, exist_ok=True)
-    policy = load_policy(options.policy)
+    own = options.policy.endswith(".json")
+    policy = read_policy(Path(options.policy)) if own else load_policy(options.policy)
     return VerificationSpec(
         run_id=options.out.name,
         attempt=options.attempt,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from importlib import resources
+from pathlib import Path
 
 from ml.errors import SpecError
 from ml.specs import VerdictPolicy
@@ -28,3 +29,16 @@ def load_policy(name: str) -> VerdictPolicy:
         raise SpecError(f"there is no verdict policy {name!r}; known: {', '.join(policy_names())}")
     text = resources.files(__name__).joinpath(f"{name}.json").read_text(encoding="utf-8")
     return VerdictPolicy.from_document(json.loads(text))
+
+
+def read_policy(path: Path) -> VerdictPolicy:
+    """Read a policy of somebody's own from a JSON file.
+
+    Raises:
+        SpecError: the file cannot be read, is not JSON, or its document is malformed.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as exc:
+        raise SpecError(f"the verdict policy {path.name} cannot be read as JSON") from exc
+    return VerdictPolicy.from_document(document)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -117,3 +117,12 @@ PAIRINGS: Final[Mapping[str, Callable[[Bench, str], Paired | AgainstStrangers | 
     "U4": _held_out,
     "U5": _fluent,
 }
+
+_FLUENCY_SCORES: Final = frozenset({"opening_probability", "relative_ngram_entropy"})
+SCORES: Final[Mapping[str, Collection[str]]] = {
+    "U1": TEXT_SCORES.keys(),
+    "U2": TEXT_SCORES.keys(),
+    "U4": TEXT_SCORES.keys(),
+    "U5": _FLUENCY_SCORES,
+}
+"""What each utility id can be scored by."""

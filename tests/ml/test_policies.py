@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from importlib import resources
+from pathlib import Path
 
 import pytest
 
@@ -13,11 +15,12 @@ from ml.attacks import ATTACKS
 from ml.decision import unattainable
 from ml.errors import SpecError
 from ml.models.quantise import ROUNDINGS
-from ml.policies import load_policy, policy_names
-from ml.specs import VerdictPolicy
+from ml.policies import load_policy, policy_names, read_policy
+from ml.specs import Guard, VerdictPolicy
 from ml.verification.checks import HARD_RULES
 from ml.verification.families import GUARD_METRICS
 from ml.verification.kept import PAIRINGS
+from ml.verification.policy_check import refuse_unknown
 
 POLICIES = policy_names()
 
@@ -85,3 +88,36 @@ def test_reading_a_policy_needs_the_standard_library_alone() -> None:
     code = "import sys, ml.policies; ml.policies.load_policy('reference-1'); print('torch' in sys.modules)"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)  # noqa: S603
     assert ran.stdout.strip() == "False"
+
+
+def test_a_policy_of_ones_own_is_read_from_a_file_and_refused_by_name_when_it_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "strict.json"
+    mine = replace(load_policy("reference-1"), name="strict", alpha=0.01)
+    path.write_text(json.dumps(mine.to_document()))
+    assert read_policy(path) == mine
+    path.write_text("{")
+    with pytest.raises(SpecError, match=r"strict\.json"):
+        read_policy(path)
+    with pytest.raises(SpecError, match=r"absent\.json"):
+        read_policy(tmp_path / "absent.json")
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_our_own_policies_ask_only_for_what_is_measured(name: str) -> None:
+    refuse_unknown(load_policy(name))
+
+
+def test_what_nothing_measures_is_refused_instead_of_measured_as_something_else() -> None:
+    policy = load_policy("unit-1")
+    family, utility = policy.families[0], policy.utility[0]
+    wrong = {
+        "attack 'telepathy'": replace(policy, families=(replace(family, primary=("telepathy",)),)),
+        "artefact 'gguf'": replace(policy, families=(replace(family, artefacts=("merged", "gguf")),)),
+        "guard 'mood'": replace(policy, families=(replace(family, guards=(Guard("mood", maximum=1.0),)),)),
+        "hard rule 'luck'": replace(policy, hard_rules=("luck",)),
+        "utility id 'U9'": replace(policy, utility=(replace(utility, id="U9.probability"),)),
+        "score of U1": replace(policy, utility=(replace(utility, id="U1.charm", score="charm"),)),
+    }
+    for words, changed in wrong.items():
+        with pytest.raises(SpecError, match=words):
+            refuse_unknown(changed)

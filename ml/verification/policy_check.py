@@ -1,0 +1,32 @@
+"""Does a policy ask only for what can be measured? An artefact nobody knows must not be taken for one that is known."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from ml.attacks import ATTACKS
+from ml.errors import SpecError
+from ml.models.quantise import ROUNDINGS
+from ml.specs import VerdictPolicy
+from ml.verification.checks import HARD_RULES
+from ml.verification.families import GUARD_METRICS
+from ml.verification.kept import PAIRINGS, SCORES
+
+
+def refuse_unknown(policy: VerdictPolicy) -> None:
+    """Raise `SpecError` naming the first attack, artefact, guard, hard rule or utility score that nothing measures."""
+    families = policy.families
+    _refuse("attack", (a for rule in families for a in (*rule.primary, *rule.detection)), ATTACKS, policy)
+    _refuse("artefact", (a for rule in families for a in rule.artefacts), ("merged", *ROUNDINGS), policy)
+    _refuse("guard", (guard.metric for rule in families for guard in rule.guards), GUARD_METRICS, policy)
+    _refuse("hard rule", policy.hard_rules, HARD_RULES, policy)
+    _refuse("utility id", (rule.id.split(".")[0] for rule in policy.utility), PAIRINGS, policy)
+    for rule in policy.utility:
+        _refuse(f"score of {rule.id}", (rule.score,), SCORES[rule.id.split(".")[0]], policy)
+
+
+def _refuse(kind: str, named: Iterable[str], known: Iterable[str], policy: VerdictPolicy) -> None:
+    allowed = sorted(known)
+    unknown = next((name for name in named if name not in allowed), None)
+    if unknown is not None:
+        raise SpecError(f"verdict policy {policy.name}: no {kind} {unknown!r}; known: {', '.join(allowed)}")
