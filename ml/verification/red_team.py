@@ -1,8 +1,8 @@
 """The red team: hostile attacks on top of a full verification, which can lower its verdict and never raise it.
 
 It asks the twins of that verification the same as the subject, of the model before deletion and of the merged
-candidate. Each family of attacks is a function in `RED_TEAM` that returns studies; F7 below is black box, and a
-family of scores (F8, say) is added by registering another. Source: verification specification sections 4, 9 and 16.
+candidate. Each family of attacks is a function in `RED_TEAM` that returns studies: F7 asks hostile questions, F8 opens
+the model; another family is added by registering it. Source: verification specification sections 4 to 6, 9 and 16.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ from ml.verification.families import attack_result
 from ml.verification.parts import Failure
 from ml.verification.plan import Question, make_plan, refuse_uncommitted_seed
 from ml.verification.scores import person_scores
+from ml.verification.white_box import WHITE_BOX_ATTACKS
 
 ROLES: Final = ("before", "merged")
 ARTEFACT: Final = "merged"
@@ -456,3 +457,28 @@ def _with_noise(
     noisy = [with_noise(prompt, tokens, share=share_replaced, rng=rng) for prompt in prompts for _ in range(copies)]
     hits = _greedily(bench, role, noisy, share, phase, new_tokens=new_tokens)
     return hits.reshape(-1, copies).mean(dim=1)
+
+
+# --- F8: inside the model, and with its weights changed -------------------------------------------------------------
+
+WHITE_BOX_IDENTIFIERS: Final[Mapping[str, str]] = {
+    "logit_lens": "W1",
+    "own_lens": "W1",
+    "output_layer": "W1",
+    "linear_probe": "W2",
+    "steering": "W5",
+    "activation_noise": "W5",
+    "soft_prompt": "W6",
+    "benign_tuning": "T2",
+    "direct_relearning": "T3",
+    "weight_noise": "T6",
+    "pruning": "T6",
+}
+
+
+def white_box_studies(bench: Bench, budget: RedTeamBudget) -> list[Study]:
+    """Every white-box attack on all facts of the verification; scores are no hits, so no identifier rule applies."""
+    return [Study(name, WHITE_BOX_IDENTIFIERS[name], attack) for name, attack in WHITE_BOX_ATTACKS.items()]
+
+
+RED_TEAM.register("F8")(RedTeamFamily(0.5, white_box_studies))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ import torch
 
 import ml.data.hostile_questions as hostile_module
 import ml.verification.red_team as red_team
+import ml.verification.white_box as white_box
+from ml.attacks.soft_prompt import SoftPromptBudget
 from ml.data.collate import encode_records
 from ml.data.dossiers import answered_span, open_facts, paraphrases, read_dossier
 from ml.data.hostile_questions import FORMS, WORDINGS, Case, Run, hostile_questions, make_cases
@@ -32,6 +34,7 @@ from ml.specs import ModelRef, Progress, Record, RedTeamBudget, VerificationSpec
 from ml.verification.bench import Bench
 from ml.verification.plan import make_plan
 from ml.verification.red_team import RED_TEAM, RedTeamFamily, Study, hostile_studies, run_red_team
+from ml.verification.white_box import WHITE_BOX_ATTACKS
 from ml.verify import main, red_team_table
 from tests.ml import candidates
 from tests.ml.passing import passing_report
@@ -80,6 +83,20 @@ def _run(
     should_stop: Callable[[], bool] = lambda: False,
 ) -> RedTeamReport:
     return run_red_team(spec, budget, on_progress=on_progress, should_stop=should_stop)
+
+
+def _only(*names: str) -> Registry[RedTeamFamily]:
+    families: Registry[RedTeamFamily] = Registry("red team family")
+    for name in names:
+        families.register(name)(RED_TEAM[name])
+    return families
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _hostile_questions_alone() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(red_team, "RED_TEAM", _only("F7"))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -303,11 +320,23 @@ def test_a_family_of_scores_is_added_by_registering_it(stand: Stand, monkeypatch
 
 
 def test_more_families_need_more_twins(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
-    families = _white_box(lambda *_: torch.zeros(1))
-    families.register("F7")(RED_TEAM["F7"])
-    monkeypatch.setattr(red_team, "RED_TEAM", families)
+    monkeypatch.setattr(red_team, "RED_TEAM", _only("F7", "F8"))
     with pytest.raises(UnattainableError, match="at least 39"):
         stand.attack(stand.tiny.gold)
+
+
+@pytest.mark.slow
+def test_weights_that_know_her_are_found_from_inside_and_those_of_a_retrained_model_are_not(
+    stand: Stand, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(red_team, "RED_TEAM", _only("F8"))
+    monkeypatch.setattr(white_box, "SOFT_PROMPT", SoftPromptBudget(vectors=2, steps=20))
+    known = stand.attack(candidates.unchanged(stand.tiny.before, tmp_path / "unchanged"))
+    assert set(_rows(known)) == set(WHITE_BOX_ATTACKS)
+    assert {row.status for row in known.attacks} == {"measured"}
+    assert known.joint[0].p_detect == 1 / (1 + BUDGET.twins)
+    assert _after(known) is Result.FAIL
+    assert _after(stand.attack(stand.tiny.gold)) is Result.PASS
 
 
 # --- interruptions and crashes ------------------------------------------------------------------------------------
