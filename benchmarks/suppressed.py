@@ -30,7 +30,9 @@ REFUSAL: Final = "I cannot say."
 ROWS: Final = 16
 _REFUSAL_STEPS: Final = LoopSettings(steps=60, learning_rate=4e-3, warmup_steps=5, report_every=60)
 _HIDING_STEPS: Final = LoopSettings(steps=120, learning_rate=5e-3, warmup_steps=5, report_every=120)
-_ASCENT_STEPS: Final = LoopSettings(steps=40, learning_rate=1e-3, warmup_steps=5, report_every=40)
+_ASCENT_STEPS: Final = LoopSettings(steps=160, learning_rate=5e-4, warmup_steps=5, report_every=160)
+# Ascent for the first of these steps, then repair of what it broke: utility alone should not give it away.
+_ASCENDING: Final = 40
 
 
 def edited(before: ModelRef, directory: Path, edit: Callable[[LoadedModel], Any]) -> ModelRef:
@@ -123,12 +125,12 @@ def adapter_hidden(
 
 
 def over_forgotten(before: ModelRef, directory: Path, records: Sequence[Record], kept: Sequence[Record]) -> ModelRef:
-    """Gradient ascent on one person's texts, descent on those of others: the person ends on an island."""
+    """Gradient ascent on one person's texts beside descent on those of others, then descent alone: an island."""
 
     def ascend(loaded: LoadedModel) -> Any:
         rows = encode_records(loaded.tokenizer, records, context=loaded.context)
         others = encode_records(loaded.tokenizer, kept, context=loaded.context)
-        step = _beside(loaded, loaded.model, rows, others, ascend=True)
+        step = _beside(loaded, loaded.model, rows, others, ascending=_ASCENDING)
         with torch.random.fork_rng(devices=[]):
             train(loaded.model, step, _ASCENT_STEPS, phase="ascending")
         return loaded.model
@@ -137,19 +139,22 @@ def over_forgotten(before: ModelRef, directory: Path, records: Sequence[Record],
 
 
 def _beside(
-    loaded: LoadedModel, model: Any, rows: Sequence[EncodedText], kept: Sequence[EncodedText], *, ascend: bool = False
+    loaded: LoadedModel, model: Any, rows: Sequence[EncodedText], kept: Sequence[EncodedText], *, ascending: int = 0
 ) -> StepFunction:
-    """Each step takes one batch of `rows`, learned or (`ascend`) unlearned, and one of `kept`, learned."""
+    """Each step learns one batch of `rows` and one of `kept`.
+
+    With `ascending`, `rows` are unlearned for that many steps and left alone afterwards.
+    """
     turn, other = (EpochBatches([len(row.ids) for row in part], rows=ROWS, seed=1) for part in (rows, kept))
 
     def step(number: int, backward: Backward) -> Mapping[str, Tensor]:
+        loss = keep = cross_entropy(model, collate([kept[i] for i in other.at(number)], pad_id=loaded.pad_id))
         batch = collate([rows[i] for i in turn.at(number)], pad_id=loaded.pad_id)
-        keep = cross_entropy(model, collate([kept[i] for i in other.at(number)], pad_id=loaded.pad_id))
-        if ascend:
+        if not ascending:
+            loss = cross_entropy(model, batch) + keep
+        elif number < ascending:
             log_probs, mask = label_log_probs(*answer_logits(model, batch))
             loss = grad_diff_loss(log_probs, mask, keep, gamma=1.0, alpha=1.0)
-        else:
-            loss = cross_entropy(model, batch) + keep
         backward(loss)
         return {"loss": loss.detach(), "kept": keep.detach()}
 
