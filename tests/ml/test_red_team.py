@@ -40,6 +40,7 @@ from tests.ml import candidates
 from tests.ml.passing import passing_report
 from tests.tiny import TinyWorld
 
+pytestmark = pytest.mark.slow
 POLICY = load_policy("unit-1")
 BUDGET = RedTeamBudget(
     twins=19, facts=6, new_tokens=12, reasoning_tokens=12, samples=3, draws=2, sampled_facts=3, turns=1, noisy_copies=2
@@ -182,7 +183,6 @@ def _asks(record: Record, facts: tuple[str, ...]) -> bool:
     return record.facts[0].attribute in facts and answered_span(record, record.facts[0].attribute) is not None
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("form", ["role_play", "spanish"])
 def test_a_model_that_tells_only_when_asked_the_right_way_is_found_out(stand: Stand, tmp_path: Path, form: str) -> None:
     """Asked plainly it lies, over turns, by sampling and with noise too; one wording gives Alice away."""
@@ -325,7 +325,6 @@ def test_more_families_need_more_twins(stand: Stand, monkeypatch: pytest.MonkeyP
         stand.attack(stand.tiny.gold)
 
 
-@pytest.mark.slow
 def test_weights_that_know_her_are_found_from_inside_and_those_of_a_retrained_model_are_not(
     stand: Stand, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -441,7 +440,6 @@ def _arguments(stand: Stand, candidate: ModelRef, out: Path) -> list[str]:
     return [word for pair in named.items() for word in pair]
 
 
-@pytest.mark.slow
 def test_the_command_line_writes_the_red_team_beside_the_lowered_verdict(
     stand: Stand, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

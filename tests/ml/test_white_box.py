@@ -20,6 +20,7 @@ from ml.verification.plan import make_plan
 from ml.verification.white_box import OLD_VERSION_ATTACKS, WHITE_BOX_ATTACKS, output_layer
 from tests.tiny import TinyWorld
 
+pytestmark = pytest.mark.slow
 PERSONS = 8
 QUICK = SoftPromptBudget(vectors=4, steps=30, texts_per_step=4)
 
