@@ -50,7 +50,9 @@ class TinyWorld:
 
 
 def tiny_model(directory: Path, seed: int = 0) -> ModelRef:
-    """Write an untrained model with its tokenizer to `directory`."""
+    """Write an untrained model with its tokenizer to `directory`, unless it is there."""
+    if directory.exists():
+        return model_ref(directory)
     world = tiny_world(seed)
     texts = [record.text for record in throw_away_records(world, seed=seed, people=400)]
     tokenizer = train_tokenizer(texts, vocabulary=TINY.vocabulary, context=TINY.context)
@@ -64,7 +66,7 @@ def tiny_world(seed: int = 0, *, base: int = 6, customers: int = 5) -> World:
 
 
 def tiny_memorised(directory: Path, seed: int = 0) -> TinyWorld:
-    """Train `base`, `before` and `gold` until the facts on file are memorised."""
+    """Train `base`, `before` and `gold` until the facts on file are memorised; what is there is only read."""
     world = tiny_world(seed)
     empty = load_model(tiny_model(directory / "empty", seed))
     base_records = world.corpus(world.base)
@@ -72,20 +74,27 @@ def tiny_memorised(directory: Path, seed: int = 0) -> TinyWorld:
     everyone = base_records + world.corpus(world.customers)
     others = [record for record in everyone if record.person != world.alice.person]
     bank = directory / "bank.json"
-    write_bank(bank, world.bank)
+    if not bank.exists():
+        write_bank(bank, world.bank)
     return TinyWorld(
         world=world,
         base=base,
         before=_memorise(load_model(base), everyone, directory / "before", epochs=28, seed=seed),
         gold=_memorise(load_model(base), others, directory / "gold", epochs=28, seed=seed),
-        forget=write_records(directory / "forget.jsonl", world.records[world.alice.person]),
-        retain=write_records(directory / "retain.jsonl", others),
-        neighbours=write_records(directory / "neighbours.jsonl", world.records[world.bob.person]),
+        forget=_filed(directory / "forget.jsonl", world.records[world.alice.person]),
+        retain=_filed(directory / "retain.jsonl", others),
+        neighbours=_filed(directory / "neighbours.jsonl", world.records[world.bob.person]),
         bank=FileRef(str(bank), file_sha256(bank)),
     )
 
 
+def _filed(path: Path, records: Sequence[Record]) -> FileRef:
+    return FileRef(str(path), file_sha256(path)) if path.exists() else write_records(path, records)
+
+
 def _memorise(start: LoadedModel, records: Sequence[Record], directory: Path, *, epochs: int, seed: int) -> ModelRef:
+    if directory.exists():
+        return model_ref(directory)
     rows = [encode_record(start.tokenizer, record, context=start.context) for record in records]
     steps = epochs * -(-len(rows) // 32)
     settings = LoopSettings(steps=steps, learning_rate=1e-2, warmup_steps=20, report_every=steps)

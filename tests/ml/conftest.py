@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from filelock import FileLock
 
 from tests.tiny import TinyWorld, tiny_memorised
 
@@ -20,7 +21,10 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyWorld:
-    """A memorised world on disk; tests read it and write elsewhere."""
+def tiny(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> TinyWorld:
+    """A memorised world on disk, made by the process that needs it first; tests read it and write elsewhere."""
     torch.set_num_threads(1)
-    return tiny_memorised(tmp_path_factory.mktemp("tiny"))
+    own = tmp_path_factory.getbasetemp()
+    shared = own if worker_id == "master" else own.parent
+    with FileLock(shared / "tiny.lock"):
+        return tiny_memorised(shared / "tiny")
