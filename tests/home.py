@@ -20,6 +20,8 @@ os.environ["LETHE_TESTING"] = "true"
 os.environ["LETHE_EMAIL_BACKEND"] = "django.core.mail.backends.locmem.EmailBackend"
 os.environ["LETHE_LOG_LEVEL"] = "ERROR"
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "deletion_service.settings")
+# Tests end our own processes, never the database server: it need not wait for the disk at every commit.
+os.environ.setdefault("PGOPTIONS", "-c synchronous_commit=off")
 os.environ.pop("LETHE_FIXED_SEED", None)
 (_HOME / "secrets").mkdir()
 (_HOME / "secrets" / "secret_key").write_text("a-secret-that-only-tests-use-and-that-signs-nothing-real")
