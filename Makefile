@@ -7,8 +7,9 @@ METHOD ?= energy_boundary
 DEMO ?= var/demo
 PROCESSES ?= 2
 TORCH := torch==2.13.0
-# Pages, prompts and arguments may hold personal data; bytecode and coverage files must not land beside the sources.
-export PYTHONDONTWRITEBYTECODE := 1
+# Bytecode does not land beside the sources, and every process that tests start finds it.
+export PYTHONPYCACHEPREFIX := $(CURDIR)/var/pycache
+unexport PYTHONDONTWRITEBYTECODE
 
 NOT_LOCKED := torch triton cuda-bindings cuda-pathfinder cuda-toolkit $(addprefix nvidia-,cublas cuda-cupti cuda-nvrtc \
 	cuda-runtime cudnn-cu13 cufft cufile curand cusolver cusparse cusparselt-cu13 nccl-cu13 nvjitlink nvshmem-cu13 nvtx)
