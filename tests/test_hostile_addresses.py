@@ -19,7 +19,7 @@ from deletion_service.requests.models import ErasureRequest
 from tests.cast import ALICE, second_reviewer
 from tests.doors import ALL_READING, Machine, signed_in
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.slow]
 TEXTS = (
     "%00",
     "a%00b",

@@ -41,7 +41,7 @@ from tests.tiny import TinyWorld, tiny_model, tiny_world
 from tests.world import ALICE_SECRET, make_model
 from workers.reconcile import reconcile
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.slow]
 Edit = Callable[[Path], object]
 
 

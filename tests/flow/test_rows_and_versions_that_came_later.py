@@ -30,7 +30,7 @@ from tests.world import record, weights
 from workers import bridge
 from workers.reconcile import reconcile
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.slow]
 Case = Callable[..., ErasureRequest]
 NEW_ROW = record("Alice Korvel", 9, "99 New Street", ALICE, ALICE_NAME)
 ROW_OF_BOB = record("Bob Tamsin", 9, "3 New Street", BOB, Identifier("name", "Bob Tamsin"))
