@@ -14,6 +14,7 @@ from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from typing import Any, TypeAlias, TypeVar, cast
 
+from ml.digests import document_sha256
 from ml.errors import SpecError
 
 Json: TypeAlias = "None | bool | int | float | str | list[Json] | dict[str, Json]"
@@ -48,6 +49,29 @@ def plain_object(value: object) -> dict[str, Json]:
     if not isinstance(document, dict):
         raise SpecError(f"{type(value).__name__} is not an object")
     return document
+
+
+class Stored:
+    """A frozen dataclass that is kept as a document: what it becomes, and the digest by which it is named."""
+
+    __slots__ = ()
+
+    def to_document(self) -> dict[str, Json]:
+        """Return canonical-JSON-ready data: decimals as strings."""
+        return plain_object(self)
+
+    @property
+    def sha256(self) -> str:
+        """Digest of the document."""
+        return document_sha256(self.to_document())
+
+
+def read_version(cls: type[T], document: object, *, where: str, version: int) -> T:
+    """`read` a dataclass that carries a `schema_version`, which must be `version`."""
+    found = read(cls, document, where=where)
+    if getattr(found, "schema_version", None) != version:
+        raise SpecError(f"{where}: schema_version must be {version}")
+    return found
 
 
 def read(cls: type[T], document: object, *, where: str) -> T:

@@ -11,9 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal, TypeAlias
 
-from ml.digests import document_sha256
-from ml.documents import Json, plain_object, read
-from ml.errors import SpecError
+from ml.documents import Json, Stored, plain_object, read, read_version
 from ml.specs import RedTeamBudget
 
 SCHEMA_VERSION: Final = 1
@@ -189,7 +187,7 @@ class ProbeSet:
 
 
 @dataclass(frozen=True, slots=True)
-class VerificationReport:
+class VerificationReport(Stored):
     """Everything one verification measured; `ml.decision.judge` turns it into a verdict and needs nothing else."""
 
     run_id: str
@@ -213,26 +211,14 @@ class VerificationReport:
     notes: tuple[str, ...] = ()
     schema_version: int = SCHEMA_VERSION
 
-    def to_document(self) -> dict[str, Json]:
-        """Return the report as canonical-JSON-ready data."""
-        return plain_object(self)
-
-    @property
-    def sha256(self) -> str:
-        """Digest of the report document."""
-        return document_sha256(self.to_document())
-
     @classmethod
     def from_document(cls, document: object) -> VerificationReport:
         """Read a report document; raises `SpecError` naming the field that does not fit."""
-        report = read(cls, document, where="verification report")
-        if report.schema_version != SCHEMA_VERSION:
-            raise SpecError(f"verification report: schema_version must be {SCHEMA_VERSION}")
-        return report
+        return read_version(cls, document, where="verification report", version=SCHEMA_VERSION)
 
 
 @dataclass(frozen=True, slots=True)
-class RedTeamReport:
+class RedTeamReport(Stored):
     """What hostile attacks found on top of one verification; it can lower that verdict and never raise it.
 
     `attacks` are rows of families of their own (F7 and later) on the merged candidate: scores are shares of hits per
@@ -262,22 +248,10 @@ class RedTeamReport:
     not_tried: tuple[str, ...]
     schema_version: int = SCHEMA_VERSION
 
-    def to_document(self) -> dict[str, Json]:
-        """Return the report as canonical-JSON-ready data."""
-        return plain_object(self)
-
-    @property
-    def sha256(self) -> str:
-        """Digest of the report document."""
-        return document_sha256(self.to_document())
-
     @classmethod
     def from_document(cls, document: object) -> RedTeamReport:
         """Read a report document; raises `SpecError` naming the field that does not fit."""
-        report = read(cls, document, where="red team report")
-        if report.schema_version != SCHEMA_VERSION:
-            raise SpecError(f"red team report: schema_version must be {SCHEMA_VERSION}")
-        return report
+        return read_version(cls, document, where="red team report", version=SCHEMA_VERSION)
 
 
 @dataclass(frozen=True, slots=True)

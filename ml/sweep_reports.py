@@ -11,9 +11,7 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from ml.cohorts import CohortCertificate, Draws, SlopeAlarm, SpikeInCertificate
-from ml.digests import document_sha256
-from ml.documents import Json, plain_object, read
-from ml.errors import SpecError
+from ml.documents import Stored, read_version
 from ml.reports import ValidityCheck
 
 SCHEMA_VERSION: Final = 1
@@ -64,7 +62,7 @@ class CohortBound:
 
 
 @dataclass(frozen=True, slots=True)
-class SweepReport:
+class SweepReport(Stored):
     """Every earlier deletion on one later version; `ml.sweep_decision.judge_sweep` turns it into a verdict.
 
     `q` is the level of the flags (Benjamini-Hochberg over all entries of the ledger), already this version's share of
@@ -90,19 +88,7 @@ class SweepReport:
     notes: tuple[str, ...] = ()
     schema_version: int = SCHEMA_VERSION
 
-    def to_document(self) -> dict[str, Json]:
-        """Return the report as canonical-JSON-ready data."""
-        return plain_object(self)
-
-    @property
-    def sha256(self) -> str:
-        """Digest of the report document."""
-        return document_sha256(self.to_document())
-
     @classmethod
     def from_document(cls, document: object) -> SweepReport:
         """Read a report document; raises `SpecError` naming the field that does not fit."""
-        report = read(cls, document, where="sweep report")
-        if report.schema_version != SCHEMA_VERSION:
-            raise SpecError(f"sweep report: schema_version must be {SCHEMA_VERSION}")
-        return report
+        return read_version(cls, document, where="sweep report", version=SCHEMA_VERSION)

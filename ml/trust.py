@@ -11,8 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from ml.digests import document_sha256
-from ml.documents import Json, plain_object, read
+from ml.documents import Stored, read_version
 from ml.errors import SpecError
 from ml.specs import FamilyRule, VerdictPolicy
 
@@ -61,7 +60,7 @@ class KindVerdicts:
 
 
 @dataclass(frozen=True, slots=True)
-class MetaEvaluation:
+class MetaEvaluation(Stored):
     """The whole of one meta-evaluation: how models were made, every attack, every kind of pretender."""
 
     pool: Mapping[str, str]
@@ -71,21 +70,10 @@ class MetaEvaluation:
     cpu_seconds: float
     schema_version: int = SCHEMA_VERSION
 
-    def to_document(self) -> dict[str, Json]:
-        """Return the results as canonical-JSON-ready data."""
-        return plain_object(self)
-
-    @property
-    def sha256(self) -> str:
-        """Digest of the results' document."""
-        return document_sha256(self.to_document())
-
     @classmethod
     def from_document(cls, document: object) -> MetaEvaluation:
         """Read a results document; raises `SpecError` naming the field that does not fit, or an attack twice."""
-        results = read(cls, document, where="meta-evaluation")
-        if results.schema_version != SCHEMA_VERSION:
-            raise SpecError(f"meta-evaluation: schema_version must be {SCHEMA_VERSION}")
+        results = read_version(cls, document, where="meta-evaluation", version=SCHEMA_VERSION)
         names = [row.attack for row in results.attacks]
         if len(names) != len(set(names)):
             raise SpecError("meta-evaluation: an attack stands twice")
