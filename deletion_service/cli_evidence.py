@@ -32,6 +32,7 @@ _WHEN: Final = (
     "inputs; benchmarks and made-up people for ever. A person's own records are destroyed when their case closes: "
     "before that, the operator or an auditor inside can rerun their evidence, with `manage.py rerun_evidence`; "
     "afterwards nobody can, by design. "
+    "What a red team found (red_team.json) is not measured again, and may have lowered the verdict in verdict.json. "
     "Exit status: 0 reproduced (with --seed: the same verdict), 1 not, 2 it could not be run."
 )
 
