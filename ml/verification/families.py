@@ -16,8 +16,8 @@ from ml.rank_tests import (
     TOLERANCE,
     attempt_alpha,
     detection_p,
+    joint_p,
     low_p,
-    min_p,
     over_forgetting_p,
     residual_p,
     residual_ratio,
@@ -113,7 +113,7 @@ class Family:
         if len(rows) < len(table):
             return None
         falling = [[-score for score in row] for row in rows]
-        return JointDetection(self.rule.id, self.attacks, len(rows[0]) - 1, min_p(rows), min_p(falling))
+        return JointDetection(self.rule.id, self.attacks, len(rows[0]) - 1, joint_p(rows), joint_p(falling))
 
     def _needs_more_twins(self, first: JointDetection) -> bool:
         """True when the person is above every twin, what remains is not bounded, and there are twins left to ask."""

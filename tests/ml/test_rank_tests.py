@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable
 
 import numpy as np
@@ -17,6 +18,7 @@ from ml.rank_tests import (
     besag_clifford_p,
     detection_p,
     holm,
+    joint_p,
     low_p,
     min_p,
     over_forgetting_p,
@@ -63,6 +65,33 @@ def test_min_p_is_the_share_of_persons_at_least_as_extreme_in_their_best_attack(
     # O-20: five persons, three attacks; every person's smallest p is (.2, .2, .4, .6, .2).
     persons = ((3.0, 1.0, 2.0), (0.5, 1.2, 0.1), (0.7, 0.2, 0.4), (0.1, 0.9, 0.3), (0.6, 0.4, 2.5))
     assert min_p(list(zip(*persons, strict=True))) == pytest.approx(0.6)
+
+
+def test_a_leak_in_one_attack_is_not_drowned_by_whoever_is_first_in_the_others() -> None:
+    """Nine attacks have nine first persons; by ranks alone all of them are as extreme as somebody 14 deviations out."""
+    rng = random.Random(1)
+    rows = [[rng.gauss(0, 1) for _ in range(240)] for _ in range(9)]
+    rows[4][0] = 14.0
+    assert min_p(rows) > 0.05 / 12
+    assert joint_p(rows) == pytest.approx(1 / 240)
+
+
+def test_breaking_ties_leaves_the_joint_test_exact() -> None:
+    """A stranger is as often among the n most extreme as any other person, whatever the shape of the scores."""
+    rng = random.Random(2)
+    shapes = (lambda: rng.gauss(0, 1), lambda: rng.expovariate(1), lambda: float(rng.random() < 0.1))
+    found = [joint_p([[draw() for _ in range(20)] for draw in shapes]) for _ in range(4000)]
+    for level in (0.05, 0.1, 0.3):
+        assert sum(p <= level + 1e-9 for p in found) / len(found) <= level + 3 * (level * (1 - level) / 4000) ** 0.5
+    assert sum(p <= 0.3 + 1e-9 for p in found) / len(found) > 0.25
+
+
+@given(st.lists(st.lists(st.integers(-3, 3), min_size=6, max_size=6), min_size=1, max_size=5))
+def test_breaking_ties_never_raises_a_p_value_nor_sees_a_constant(rows: list[list[int]]) -> None:
+    scores = [[float(score) for score in row] for row in rows]
+    assert 1 / 6 - 1e-12 <= joint_p(scores) <= min_p(scores)
+    assert joint_p([[0.0] * 6 for _ in rows]) == 1.0
+    assert joint_p([[2 * score + 1 for score in row] for row in scores]) == joint_p(scores)
 
 
 def test_a_joint_placebo_looks_in_both_directions() -> None:
