@@ -12,6 +12,7 @@ from ml.attacks.extraction import extraction_strength
 from ml.attacks.fused import TokenStatistics
 from ml.attacks.mean_loss import mean_energy, mean_loss, value_log_probability
 from ml.energy import auroc
+from ml.metrics.percentile import percentile_test, value_percentiles
 from ml.reports import EnergyPicture, GroupSummary, histogram
 from ml.verification.bench import Bench
 from ml.verification.parts import Failure, Part
@@ -45,7 +46,9 @@ def _dossier_groups(bench: Bench, moment: Moment, role: str) -> list[GroupSummar
             moment=moment,
             persons=1 if name == "forget" else bench.persons - 1,
             items=len(rows),
-            numbers=_text_numbers(tokens, rows) | _hit_numbers(bench, answers, asked[name]),
+            numbers=_text_numbers(tokens, rows)
+            | _swap_numbers(bench, role, asked[name])
+            | _hits(bench, answers, asked[name]),
         )
         for name, rows in groups.items()
     ]
@@ -61,7 +64,22 @@ def _text_numbers(tokens: Part, rows: Tensor) -> dict[str, float]:
     }
 
 
-def _hit_numbers(bench: Bench, answers: Part | Failure | None, persons: slice) -> dict[str, float]:
+def _swap_numbers(bench: Bench, role: str, persons: slice) -> dict[str, float]:
+    """Where true values stand among their swaps: 1/2 on average where nobody was learned, 1 where every value wins.
+
+    For one person also the one-sided p-value of a mean as high; facts of many twins share their swaps.
+    """
+    swaps = bench.swaps(role) if "swaps" in bench.wanted else None
+    if not isinstance(swaps, Part):
+        return {}
+    log_probs = swaps.tensors["log_probs"]
+    rows = log_probs.reshape(bench.persons, -1, log_probs.shape[-1])[persons]
+    shown = percentile_test(value_percentiles(rows.flatten(0, 1)).tolist())
+    alone = {"value_percentile_p": shown.p_value} if len(rows) == 1 else {}
+    return {"value_percentile": shown.mean, **alone}
+
+
+def _hits(bench: Bench, answers: Part | Failure | None, persons: slice) -> dict[str, float]:
     if not isinstance(answers, Part):
         return {}
     hits = answers.tensors["hits"].reshape(-1, len(bench.plan.questions))[persons]
