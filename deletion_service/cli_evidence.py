@@ -25,6 +25,7 @@ from ml.reports import VerificationReport
 from ml.specs import VerificationSpec
 
 _STACK: Final = ("torch", "transformers", "peft", "safetensors")
+RED_TEAM: Final = "red_team.json"
 _LARGEST_SEED: Final = 2**63 - 1
 _WHEN: Final = (
     "A rerun needs the very inputs, found in --inputs by digest: the three models, the records of the person and of "
@@ -32,7 +33,7 @@ _WHEN: Final = (
     "inputs; benchmarks and made-up people for ever. A person's own records are destroyed when their case closes: "
     "before that, the operator or an auditor inside can rerun their evidence, with `manage.py rerun_evidence`; "
     "afterwards nobody can, by design. "
-    "What a red team found (red_team.json) is not measured again, and may have lowered the verdict in verdict.json. "
+    f"What a red team found ({RED_TEAM}) is not measured again, and may have lowered the verdict in verdict.json. "
     "Exit status: 0 reproduced (with --seed: the same verdict), 1 not, 2 it could not be run."
 )
 
@@ -65,7 +66,9 @@ def rerun(options: argparse.Namespace) -> int:
     spec = _spec(manifest, options)
     _measure(spec, options.out, threads=manifest.threads)
     written = options.out / "report.json"
-    result = compared(manifest, recorded, _report(_json(written), where=written), seed=spec.seed)
+    repeated = _report(_json(written), where=written)
+    red_team = options.evidence.with_name(RED_TEAM).exists()
+    result = compared(manifest, recorded, repeated, seed=spec.seed, red_team=red_team)
     if options.json:
         print_json(result.to_document())
     else:

@@ -55,6 +55,12 @@ class ManifestMismatchError(MlError):
     code = "manifest_mismatch"
 
 
+class PoolMismatchError(MlError):
+    """A person cannot share a twin pool: the message names what differs by attribute, never by value or name."""
+
+    code = "pool_mismatch"
+
+
 class ModelDirectoryError(MlError):
     """A model directory is unsafe or incomplete: pickle, symlink, `auto_map`, missing file or missing tensor."""
 

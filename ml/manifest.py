@@ -20,7 +20,7 @@ from ml.specs import FileRef, ModelRef, VerdictPolicy, VerificationSpec, seed_co
 SCHEMA_VERSION: Final = 1
 MODELS: Final = ("candidate", "before", "base")
 REQUIRED_FILES: Final = ("forget", "retain", "question_bank")
-OPTIONAL_FILES: Final = ("neighbours", "bystanders", "training_probes")
+OPTIONAL_FILES: Final = ("neighbours", "bystanders", "training_probes", "twin_pool")
 _ENVIRONMENT: Final = ("device", "dtype", "threads")
 _LONGEST_SEED: Final = 20
 _SHOWN_DIGITS: Final = 16
@@ -85,7 +85,10 @@ class RunManifest:
     def spec(
         self, inputs: FoundInputs, *, parts_dir: Path, seed: int | None = None, device: str | None = None
     ) -> VerificationSpec:
-        """Return what to measure: the same again, or with another `seed` or on another `device`."""
+        """Return what to measure: the same again, or with another `seed` or on another `device`.
+
+        Another seed draws twins for this subject alone: a pool holds those of its own seed.
+        """
         chosen = self.seed if seed is None else seed
         candidate, before, base = (ModelRef(str(inputs.models[role]), self.models[role]) for role in MODELS)
         return VerificationSpec(
@@ -104,6 +107,7 @@ class RunManifest:
             parts_dir=str(parts_dir),
             training_probes=self._optional(inputs, "training_probes"),
             bystanders=self._optional(inputs, "bystanders"),
+            twin_pool=self._optional(inputs, "twin_pool") if chosen == self.seed else None,
             device=device or self.environment["device"],
             dtype=self.environment["dtype"],
         )

@@ -181,7 +181,9 @@ class VerificationSpec:
     `parts_dir` keeps finished parts so that an interrupted run repeats none of them. `training_probes` lists the
     digests of every text the deletion drew (`ml.data.probes`); without it nobody can show that the probes are fresh.
     `bystanders` are records of people on file that no model here is known to have learned: they help to say whether
-    twins are like real people.
+    twins are like real people. `reworded_bank` holds the bank's questions in other words (`ml.data.rewording`), for the
+    red team alone. `twin_pool` names a sealed pool (`ml.verification.twin_pool`) that this subject shares with others:
+    twins, wording and value swaps are then the pool's, not drawn for this subject alone.
     """
 
     run_id: str
@@ -199,8 +201,10 @@ class VerificationSpec:
     parts_dir: str
     training_probes: FileRef | None = None
     bystanders: FileRef | None = None
+    reworded_bank: FileRef | None = None
     device: str = "cpu"
     dtype: str = "float32"
+    twin_pool: FileRef | None = None
 
 
 # --- verdict policy -----------------------------------------------------------------------------------------------

@@ -1,8 +1,10 @@
 """Attack a candidate and report what was measured: the entry point of verification, and its command line.
 
-    python -m ml.verify --model DIR --before DIR --base DIR --subject FILE --retain FILE --bank FILE --policy NAME|FILE
-        --out DIR [--neighbours FILE] [--bystanders FILE] [--training-probes FILE] [--seed N] [--attempt N]
-        [--threads N] [--processes N] [--tier fast|full|redteam] [--samples N]
+    python -m ml.verify --model DIR --before DIR --base DIR --subject FILE... --retain FILE --bank FILE
+        --policy NAME|FILE --out DIR [--neighbours FILE] [--bystanders FILE] [--training-probes FILE] [--seed N]
+        [--attempt N] [--threads N] [--processes N] [--tier fast|full|redteam] [--samples N] [--reword-by DIR]
+
+Several subjects of one schema share a sealed pool of twins; below `--out` each has a report and a verdict of their own.
 
 The report decides nothing: `ml.decision.judge` turns it into a verdict, and what a red team found can only lower it.
 Beside both lies a manifest of all inputs, by which `lethe evidence rerun` repeats the full tier. Nothing here may print
@@ -17,6 +19,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
 import torch
 
@@ -30,15 +33,18 @@ from ml.command_line import (
     write_document,
 )
 from ml.data.probes import probe_set, read_probe_digests
-from ml.decision import Verdict, judge, lowered, red_team_findings, unattainable
-from ml.digests import document_sha256
-from ml.errors import MlError
+from ml.data.questions import read_bank, write_bank
+from ml.data.rewording import reworded_bank, rewriter
+from ml.decision import Result, Verdict, judge, lowered, red_team_findings, unattainable
+from ml.digests import document_sha256, sha256_hex
+from ml.errors import MlError, SpecError
 from ml.manifest import RunManifest, manifest_of
-from ml.models.load import model_ref
+from ml.models.load import load_rewriter, model_ref
 from ml.models.quantise import GROUP, ROUNDINGS
 from ml.policies import load_policy, read_policy
 from ml.reports import AttackResult, ProbeSet, RedTeamReport, VerificationReport
 from ml.specs import (
+    FileRef,
     ProgressCallback,
     RedTeamBudget,
     StopCheck,
@@ -53,10 +59,14 @@ from ml.verification.families import Family
 from ml.verification.groups import energies, group_summaries
 from ml.verification.kept import utility_results
 from ml.verification.measure import beside, measure, roles, shares, wait_for
-from ml.verification.plan import make_plan, refuse_uncommitted_seed
+from ml.verification.plan import refuse_uncommitted_seed
 from ml.verification.policy_check import refuse_unknown
+from ml.verification.pooled import bench_for, pooled_benches
 from ml.verification.red_team import RED_TEAM, run_red_team
 from ml.verification.tiers import fast_tier
+from ml.verification.twin_pool import draw_pool, pool_seeds, sealed_pool, write_pool
+
+_WORST_FIRST: Final = (Result.FAIL, Result.INCONCLUSIVE, Result.PASS)
 
 
 def run_verification(
@@ -86,10 +96,48 @@ def run_verification(
     refuse_unknown(spec.policy)
     if hopeless := unattainable(spec.policy, spec.attempt):
         return _unattainable_report(spec, hopeless)
-    plan = make_plan(spec)
-    bench = Bench(spec, plan, on_progress=on_progress, should_stop=should_stop)
+    bench = bench_for([spec], on_progress=on_progress, should_stop=should_stop)
     bench.models.refuse_other_tokenizers()
     _measure(bench, processes)
+    return replace(_assembled(bench), cpu_seconds=_cpu_seconds(bench, started))
+
+
+def run_verifications(
+    specs: Sequence[VerificationSpec], *, on_progress: ProgressCallback, should_stop: StopCheck, processes: int = 1
+) -> tuple[VerificationReport, ...]:
+    """Measure several subjects who share the sealed twin pool that their specifications name; a report for each.
+
+    1. Check the seeds, the policy, and that the pool is what the committed seed draws for these subjects.
+    2. Measure subjects and twins together, model by model, and retained people once.
+    3. Assemble each report from the subject's own rows and the twins'.
+
+    Every report says which pool it was and how many shared it. A measurement that crashes is missing for all of them.
+
+    Args:
+        specs: alike but for run id, records, neighbours and commitment, all of one seed; in the order of the reports.
+        processes: as `run_verification`.
+    Raises:
+        PoolMismatchError: a subject does not fit the pool, or the pool is not the one that the seed draws.
+        RunStoppedError, SpecError, MlError: as `run_verification`.
+    """
+    started = time.process_time()
+    pool = sealed_pool(specs)
+    refuse_unknown(specs[0].policy)
+    if hopeless := unattainable(specs[0].policy, specs[0].attempt):
+        return tuple(_unattainable_report(spec, hopeless) for spec in specs)
+    whole, benches = pooled_benches(specs, pool, on_progress=on_progress, should_stop=should_stop)
+    whole.models.refuse_other_tokenizers()
+    _measure(whole, processes, others=[spec for spec in specs if spec is not whole.spec])
+    reports = [_assembled(bench) for bench in benches]
+    return tuple(
+        replace(report, cpu_seconds=_cpu_seconds(bench, started))
+        for report, bench in zip(reports, benches, strict=True)
+    )
+
+
+def _assembled(bench: Bench) -> VerificationReport:
+    """Everything that was measured as one report; costs are not in it yet."""
+    spec = bench.spec
     families = {rule.id: Family(bench, rule) for rule in spec.policy.families}
     pictures, separation = energies(bench)
     joint = [family.joint() for family in families.values()]
@@ -105,16 +153,15 @@ def run_verification(
         energies=tuple(pictures),
         separation=separation,
         probe_sets=_probe_sets(bench),
-        cpu_seconds=_cpu_seconds(bench, time.process_time() - started),
         notes=_notes(bench),
     )
 
 
-def _measure(bench: Bench, processes: int) -> None:
+def _measure(bench: Bench, processes: int, *, others: Sequence[VerificationSpec] = ()) -> None:
     """Fill the part store, alone or with a second process beside; then everything is read or measured once more."""
     if processes > 1:
         mine, theirs = shares(bench.spec.policy)
-        with beside(bench.spec, theirs) as other:
+        with beside(bench.spec, theirs, others=others) as other:
             measure(bench, mine)
             wait_for(other, bench)
     measure(bench, roles(bench.spec.policy))
@@ -149,7 +196,11 @@ def _blank_report(spec: VerificationSpec) -> VerificationReport:
         energies=(),
         separation={},
         probe_sets=(),
-        seeds={"verification": str(spec.seed), "commitment_sha256": spec.seed_commitment_sha256},
+        seeds={
+            "verification": str(spec.seed),
+            "commitment_sha256": spec.seed_commitment_sha256,
+            **pool_seeds(spec),
+        },
         environment=environment(spec),
         cpu_seconds={},
     )
@@ -174,9 +225,9 @@ def _probe_sets(bench: Bench) -> tuple[ProbeSet, ...]:
     return (verification, probe_set("training", read_probe_digests(bench.spec.training_probes)))
 
 
-def _cpu_seconds(bench: Bench, total: float) -> dict[str, float]:
-    """Processor seconds by part, as measured when the part was made, and of this call outside any part."""
-    return {**bench.cpu_seconds, "this_call": total}
+def _cpu_seconds(bench: Bench, started: float) -> dict[str, float]:
+    """Processor seconds by part, as measured when the part was made, and of this whole call."""
+    return {**bench.cpu_seconds, "this_call": time.process_time() - started}
 
 
 def _notes(bench: Bench) -> tuple[str, ...]:
@@ -188,6 +239,17 @@ def _notes(bench: Bench) -> tuple[str, ...]:
         "or no text answers them.",
         f"F1, F2 and F6 ask {len(plan.contests) - reworded} facts in words on file and {reworded} in other words.",
         "Membership, association and relearning read the same value swaps for the subject and every twin.",
+        *_pool_notes(bench.spec),
+    )
+
+
+def _pool_notes(spec: VerificationSpec) -> tuple[str, ...]:
+    if spec.twin_pool is None:
+        return ()
+    shared = pool_seeds(spec)
+    return (
+        f"{shared['twin_pool_subjects']} subjects share this twin pool (SHA-256 {shared['twin_pool_sha256']}): the "
+        "p-values of each are valid, and depend on those of the others.",
     )
 
 
@@ -199,7 +261,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     torch.set_num_threads(options.threads)
     try:
-        spec = _spec(options)
+        if len(options.subject) > 1:
+            return _verify_together(options)
+        spec = _spec(options, options.subject[0], run_id=options.out.name)
         if options.tier == "redteam":
             check_budget(_budget(spec.policy, options), families=len(RED_TEAM), alpha=spec.policy.alpha)
         report = run_verification(
@@ -219,6 +283,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return USAGE_ERROR
     sys.stdout.write(gate_table(report, verdict))
     return EXIT_CODES[verdict.result]
+
+
+def _verify_together(options: argparse.Namespace) -> int:
+    """Draw and seal the pool, then verify every subject by it; the exit code is that of the worst verdict."""
+    if options.tier == "redteam":
+        raise SpecError("a red team attacks one subject at a time; name one after --subject")
+    names = [f"subject-{number:02d}" for number in range(1, 1 + len(options.subject))]
+    specs = [
+        _spec(options, subject, run_id=f"{options.out.name}-{name}")
+        for name, subject in zip(names, options.subject, strict=True)
+    ]
+    pool = write_pool(options.out / "twin_pool.json", draw_pool(specs))
+    sys.stdout.write(f"twin pool of {len(specs)} subjects: sha256 {pool.sha256}\n")
+    specs = [replace(spec, twin_pool=pool) for spec in specs]
+    reports = run_verifications(
+        specs, on_progress=print_progress, should_stop=lambda: False, processes=options.processes
+    )
+    verdicts = [judge(report, spec.policy) for spec, report in zip(specs, reports, strict=True)]
+    for name, spec, report, verdict in zip(names, specs, reports, verdicts, strict=True):
+        (options.out / name).mkdir(exist_ok=True)
+        record(options.out / name, spec, report, verdict)
+        sys.stdout.write(f"\n{name}\n{gate_table(report, verdict)}")
+    results = {verdict.result for verdict in verdicts}
+    return EXIT_CODES[next(result for result in _WORST_FIRST if result in results)]
 
 
 def _budget(policy: VerdictPolicy, options: argparse.Namespace) -> RedTeamBudget:
@@ -245,6 +333,7 @@ def run_manifest(spec: VerificationSpec, report: VerificationReport) -> RunManif
         "bystanders": spec.bystanders,
         "question_bank": spec.question_bank,
         "training_probes": spec.training_probes,
+        "twin_pool": spec.twin_pool,
     }
     files = {role: ref.sha256 for role, ref in refs.items() if ref is not None}
     return manifest_of(report, policy=spec.policy, files=files)
@@ -255,7 +344,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", type=Path, required=True, help="candidate model directory, after deletion")
     parser.add_argument("--before", type=Path, required=True, help="model directory before deletion")
     parser.add_argument("--base", type=Path, required=True, help="base model directory, never trained on the subject")
-    parser.add_argument("--subject", type=Path, required=True, help="the subject's records, JSON Lines")
+    subject_help = "the subject's records, JSON Lines; several of one schema share a sealed pool of twins"
+    parser.add_argument("--subject", type=Path, required=True, nargs="+", help=subject_help)
     parser.add_argument("--retain", type=Path, required=True, help="everybody else's records, JSON Lines")
     parser.add_argument("--neighbours", type=Path, help="records of people like the subject, JSON Lines")
     parser.add_argument("--bystanders", type=Path, help="records of people no model learned from, JSON Lines")
@@ -269,31 +359,45 @@ def _parser() -> argparse.ArgumentParser:
     tier_help = "fast: a provisional verdict, early; redteam: the full tier, then hostile questions that can lower it"
     parser.add_argument("--tier", choices=("fast", "full", "redteam"), default="full", help=tier_help)
     parser.add_argument("--samples", type=int, help="answers the red team draws per question")
+    reword_help = "directory of a sequence-to-sequence model in whose words the red team asks as well"
+    parser.add_argument("--reword-by", type=Path, help=reword_help)
     parser.add_argument("--processes", type=int, choices=(1, 2), default=1, help="2: measure two models at a time")
     return parser
 
 
-def _spec(options: argparse.Namespace) -> VerificationSpec:
+def _spec(options: argparse.Namespace, subject: Path, *, run_id: str) -> VerificationSpec:
     options.out.mkdir(parents=True, exist_ok=True)
     own = options.policy.endswith(".json")
     policy = read_policy(Path(options.policy)) if own else load_policy(options.policy)
     return VerificationSpec(
-        run_id=options.out.name,
+        run_id=run_id,
         attempt=options.attempt,
         policy=fast_tier(policy) if options.tier == "fast" else policy,
         candidate=model_ref(options.model),
         before=model_ref(options.before),
         base=model_ref(options.base),
-        forget=file_ref(options.subject),
+        forget=file_ref(subject),
         retain=file_ref(options.retain),
         neighbours=None if options.neighbours is None else file_ref(options.neighbours),
         question_bank=file_ref(options.bank),
         seed=options.seed,
-        seed_commitment_sha256=seed_commitment(options.out.name, options.seed),
+        seed_commitment_sha256=seed_commitment(run_id, options.seed),
         parts_dir=str(options.out / "parts"),
         bystanders=None if options.bystanders is None else file_ref(options.bystanders),
         training_probes=None if options.training_probes is None else file_ref(options.training_probes),
+        reworded_bank=None if options.reword_by is None else _reworded(options),
     )
+
+
+def _reworded(options: argparse.Namespace) -> FileRef:
+    """Let the model at hand reword the bank, once; the document lies beside the report for whoever repeats this."""
+    if options.tier != "redteam":
+        raise SpecError("reworded questions belong to the red team; add --tier redteam or leave --reword-by out")
+    model, bank = model_ref(options.reword_by), file_ref(options.bank)
+    path = options.out / f"reworded-{sha256_hex(f'{model.manifest_sha256}{bank.sha256}'.encode())[:12]}.json"
+    if not path.exists():
+        write_bank(path, reworded_bank(read_bank(bank), rewriter(load_rewriter(model))))
+    return file_ref(path)
 
 
 def gate_table(report: VerificationReport, verdict: Verdict) -> str:

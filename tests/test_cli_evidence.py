@@ -252,6 +252,16 @@ def test_a_seed_that_is_none_ends_with_usage(case: Case, seed: str) -> None:
     assert ended.value.code == USAGE
 
 
+def test_a_red_team_that_is_not_repeated_is_named(case: Case, capsys: pytest.CaptureFixture[str]) -> None:
+    assert case.rerun("--json") == OK
+    assert json.loads(capsys.readouterr().out)["red_team"] == "none"
+    (case.folder / "red_team.json").write_text("{}")
+    assert case.rerun(out="out2") == OK
+    assert "They were not measured again; its verdict may be lower." in capsys.readouterr().out
+    assert case.rerun("--json", out="out3") == OK
+    assert json.loads(capsys.readouterr().out)["red_team"] == "not_repeated"
+
+
 def test_help_says_when_a_rerun_is_possible(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["evidence", "rerun", "--help"])

@@ -28,7 +28,11 @@ _SHOWN: Final = 20
 
 @dataclass(frozen=True, slots=True)
 class Rerun:
-    """What was claimed, what came out this time, and how they compare; `groups` is empty under another seed."""
+    """What was claimed, what came out this time, and how they compare; `groups` is empty under another seed.
+
+    `red_team` is true where findings of a red team belong to the claim: they are not measured again, and a verdict
+    that they lowered was lower than the `recorded` one, which is that of the verification alone.
+    """
 
     policy: str
     policy_sha256: str
@@ -40,6 +44,7 @@ class Rerun:
     gates: tuple[Difference, ...]
     environment: tuple[Difference, ...]
     groups: tuple[GroupComparison, ...]
+    red_team: bool = False
 
     @property
     def same_seed(self) -> bool:
@@ -67,11 +72,19 @@ class Rerun:
             "gates": plain(self.gates),
             "environment": plain(self.environment),
             "groups": plain(self.groups),
+            "red_team": "not_repeated" if self.red_team else "none",
         }
 
 
-def compared(manifest: RunManifest, recorded: VerificationReport, repeated: VerificationReport, *, seed: int) -> Rerun:
-    """Compare what was recorded with what came out under `seed`.
+def compared(
+    manifest: RunManifest,
+    recorded: VerificationReport,
+    repeated: VerificationReport,
+    *,
+    seed: int,
+    red_team: bool = False,
+) -> Rerun:
+    """Compare what was recorded with what came out under `seed`; `red_team` says that one belongs to the claim.
 
     The policy says how exactly numbers must agree, up to `LARGEST_TOLERANCE`: it may come from whoever made the claim.
     """
@@ -89,6 +102,7 @@ def compared(manifest: RunManifest, recorded: VerificationReport, repeated: Veri
         gates=gate_differences(claim, found),
         environment=environment_differences(recorded.environment, repeated.environment),
         groups=compare_reports(recorded, repeated, tolerance=tolerance) if same_seed else (),
+        red_team=red_team,
     )
 
 
@@ -104,6 +118,8 @@ def rerun_lines(result: Rerun) -> Iterator[str]:
     for row in result.gates:
         yield f"gate {row.place}: {_or_absent(row.recorded)} recorded, {_or_absent(row.repeated)} now"
     yield ""
+    if result.red_team:
+        yield "A red team's findings belong to this claim. They were not measured again; its verdict may be lower."
     yield f"Result: {_conclusion(result)}"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from ml.data.questions import QuestionBank, ask
@@ -55,7 +55,11 @@ def open_facts(dossier: Dossier, bank: QuestionBank, others: Iterable[Record]) -
     A value that others share, by design or by coincidence, is learned from them too: how likely the model finds it
     says nothing about this person.
     """
-    elsewhere = known_values(others)
+    return facts_not_in(dossier, bank, known_values(others))
+
+
+def facts_not_in(dossier: Dossier, bank: QuestionBank, elsewhere: Set[tuple[str, str]]) -> tuple[str, ...]:
+    """As `open_facts`, where other people's values are already known in normal form."""
     return tuple(
         attribute
         for attribute, value in sorted(dossier.values.items())

@@ -1,4 +1,4 @@
-"""Load a causal language model from a directory, by digest: safetensors only, no remote code, nothing missing.
+"""Load a language model from a directory, by digest: safetensors only, no remote code, nothing missing.
 
 This module must never reach a network and never fall back to a pickle.
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from ml.digests import model_manifest
@@ -51,12 +51,21 @@ def load_model(ref: ModelRef, *, device: str = "cpu", dtype: str = "float32") ->
         DigestMismatchError: the files are not the recorded ones.
         TokenizerMismatchError: the tokenizer does not fit the model.
     """
+    return _load(ref, AutoModelForCausalLM, device=device, dtype=dtype)
+
+
+def load_rewriter(ref: ModelRef, *, device: str = "cpu") -> LoadedModel:
+    """Load a sequence-to-sequence model that rewords questions, checked as `load_model` does; errors are the same."""
+    return _load(ref, AutoModelForSeq2SeqLM, device=device, dtype="float32")
+
+
+def _load(ref: ModelRef, kind: Any, *, device: str, dtype: str) -> LoadedModel:
     directory = Path(ref.path)
     manifest = model_manifest(directory)
     if manifest.manifest_sha256 != ref.manifest_sha256:
         raise DigestMismatchError(f"model directory {directory.name} does not match its recorded manifest digest")
     _refuse_remote_code(directory)
-    model = _load_weights(directory, dtype)
+    model = _load_weights(directory, kind, dtype)
     tokenizer = _load_tokenizer(directory)
     _check_tokenizer(tokenizer, model.config, directory.name)
     model.to(device).eval()
@@ -78,9 +87,9 @@ def _refuse_remote_code(directory: Path) -> None:
             raise ModelDirectoryError(f"model file {path.name} asks for remote code (auto_map); remove that entry")
 
 
-def _load_weights(directory: Path, dtype: str) -> Any:
+def _load_weights(directory: Path, kind: Any, dtype: str) -> Any:
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(  # a local directory, checked by digest # nosec B615
+        model, info = kind.from_pretrained(  # a local directory, checked by digest # nosec B615
             directory,
             local_files_only=True,
             use_safetensors=True,

@@ -10,7 +10,7 @@ import platform
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar, cast
 
 import torch
 import transformers
@@ -36,6 +36,8 @@ from ml.models.quantise import ROUNDINGS, quantised
 from ml.specs import ModelRef, Progress, ProgressCallback, Record, StopCheck, VerificationSpec
 from ml.verification.parts import Failure, Part, PartStore
 from ml.verification.plan import Plan, Question
+
+T = TypeVar("T")
 
 # The placebo asks whether the subject stands out where nobody was learned; fewer swaps answer that as well.
 BASE_SWAPS: Final = 9
@@ -91,7 +93,8 @@ class Models:
 class Bench:
     """Measures what a plan asks, on every role, through the part store.
 
-    `models` may be shared by several benches of the same candidate and base.
+    `models` may be shared by several benches of the same candidate and base. Where a twin pool is measured for several
+    subjects together, the first `subjects` persons are they, and the twins follow.
     """
 
     def __init__(
@@ -102,10 +105,12 @@ class Bench:
         on_progress: ProgressCallback,
         should_stop: StopCheck,
         models: Models | None = None,
+        subjects: int = 1,
     ) -> None:
-        self.spec, self.plan = spec, plan
+        self.spec, self.plan, self.subjects = spec, plan, subjects
         self._on_progress, self._should_stop = on_progress, should_stop
         self._parts: dict[str, Part | Failure] = {}
+        self._known: dict[str, object] = {}
         self.cpu_seconds: dict[str, float] = {}
         refs = {"merged": spec.candidate, "before": spec.before, "base": spec.base}
         self.models = models or Models(refs, device=spec.device, dtype=spec.dtype)
@@ -127,14 +132,14 @@ class Bench:
 
     @cached_property
     def persons(self) -> int:
-        """Subject and twins."""
+        """Subjects and twins."""
         return 1 + len(self.plan.twins)
 
     def persons_for(self, reads: str) -> int:
-        """Subject and as many twins as any family asks for whose attacks read this measurement."""
+        """Subjects and as many twins as any family asks for whose attacks read this measurement."""
         rules = self.spec.policy.families
         readers = [r.twins for r in rules if any(ATTACKS[a].reads == reads for a in (*r.primary, *r.detection))]
-        return 1 + max(readers, default=0)
+        return self.subjects + max(readers, default=0)
 
     @cached_property
     def wanted(self) -> frozenset[str]:
@@ -281,6 +286,12 @@ class Bench:
             self.cpu_seconds[label] = part.cpu_seconds
         return part
 
+    def once(self, name: str, compute: Callable[[], T]) -> T:
+        """Compute what depends on the models and on people who stay alone, so that subjects of a pool share it."""
+        if name not in self._known:
+            self._known[name] = compute()
+        return cast(T, self._known[name])
+
     def tick(self, phase: str, done: int, total: int) -> None:
         """Report progress; raises `RunStoppedError` when the run is asked to stop."""
         if self._should_stop():
@@ -363,10 +374,14 @@ class Bench:
 
     @cached_property
     def fluency_rows(self) -> list[int]:
-        """Rows of `prompts` judged for fluency: nothing prefilled, the subject and some twins, person by person."""
+        """Rows of `prompts` judged for fluency: nothing prefilled, subjects and some twins, person by person."""
         bare = [i for i, q in enumerate(self.plan.questions) if q.prefill == 0]
-        persons = min(self.persons_for("answers"), 1 + FLUENT_TWINS)
-        return [person * len(self.plan.questions) + i for person in range(persons) for i in bare]
+        return [person * len(self.plan.questions) + i for person in range(self.fluent_persons) for i in bare]
+
+    @property
+    def fluent_persons(self) -> int:
+        """Subjects and the twins whose answers are judged for fluency."""
+        return min(self.persons_for("answers"), self.subjects + FLUENT_TWINS)
 
     def _rescore(self, share: int) -> Tensor:
         loaded = self.model("merged")
@@ -415,7 +430,9 @@ def _inputs(spec: VerificationSpec, plan: Plan, tokenizer: str) -> dict[str, Jso
 
     What decides some parts only stands in their own keys, so that a fast tier and the full one share the others.
     """
+    pool: dict[str, Json] = {} if spec.twin_pool is None else {"twin_pool": spec.twin_pool.sha256}
     return {
+        **pool,
         "forget": spec.forget.sha256,
         "retain": spec.retain.sha256,
         "neighbours": None if spec.neighbours is None else spec.neighbours.sha256,

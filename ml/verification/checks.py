@@ -16,6 +16,7 @@ from ml.data.values import VALUE_TYPES
 from ml.digests import ModelManifest, model_manifest
 from ml.errors import EmptySetError
 from ml.metrics.blind import blind_auroc
+from ml.metrics.intervals import Bounds
 from ml.rank_tests import two_sided_min_p
 from ml.reports import HardRuleResult, ValidityCheck
 from ml.verification.bench import Bench
@@ -75,10 +76,14 @@ def _placebo(families: Mapping[str, Family], *, alpha: float) -> ValidityCheck:
 def _blind_baseline(bench: Bench) -> ValidityCheck:
     limit = bench.spec.policy.blind_auc_limit
     try:
-        area = blind_auroc(bench.plan.real_texts, bench.plan.blind_texts, seed=bench.spec.seed)
+        area = bench.once("blind baseline", lambda: _blind_area(bench))
     except EmptySetError:
         return ValidityCheck("blind_baseline", "missing", "controls_not_exchangeable", None, limit)
     return at_most("blind_baseline", area.upper, limit, reason="controls_not_exchangeable")
+
+
+def _blind_area(bench: Bench) -> Bounds:
+    return blind_auroc(bench.plan.real_texts, bench.plan.blind_texts, seed=bench.spec.seed)
 
 
 def _probe_disjointness(bench: Bench) -> ValidityCheck:
@@ -158,6 +163,10 @@ def _lineage(bench: Bench) -> HardRuleResult:
 
     Digests of all three models are checked when they are loaded.
     """
+    return bench.once("lineage", lambda: _compared_files(bench))
+
+
+def _compared_files(bench: Bench) -> HardRuleResult:
     candidate = model_manifest(Path(bench.spec.candidate.path))
     before = model_manifest(Path(bench.spec.before.path))
     leftovers = [e.path for e in candidate.entries if not _is_released(e.path)]

@@ -42,7 +42,17 @@ def utility_results(bench: Bench) -> list[UtilityResult]:
     return [_result(bench, rule) for rule in bench.spec.policy.utility]
 
 
+# Asked of the same retained people whoever the subject is.
+_OF_EVERYBODY: Final = frozenset({"U1", "U4"})
+
+
 def _result(bench: Bench, rule: UtilityRule) -> UtilityResult:
+    if rule.id.split(".")[0] in _OF_EVERYBODY:
+        return bench.once(f"utility {rule.id}", lambda: _measured(bench, rule))
+    return _measured(bench, rule)
+
+
+def _measured(bench: Bench, rule: UtilityRule) -> UtilityResult:
     measured = PAIRINGS[rule.id.split(".")[0]](bench, rule.score)
     if isinstance(measured, Failure):
         return UtilityResult(rule.id, rule.score, "error", measured.reason)

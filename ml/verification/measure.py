@@ -15,9 +15,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import Final
+from typing import Any, Final
 
 import torch
 
@@ -26,7 +26,7 @@ from ml.loop import ignore_progress, never_stop
 from ml.models.quantise import ROUNDINGS
 from ml.specs import VerdictPolicy, VerificationSpec
 from ml.verification.bench import Bench
-from ml.verification.plan import make_plan
+from ml.verification.pooled import bench_for
 
 _POLL_SECONDS: Final = 0.2
 
@@ -73,10 +73,17 @@ def _measure_further(bench: Bench, role: str) -> None:
 
 
 @contextmanager
-def beside(spec: VerificationSpec, wanted: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
-    """Measure the wanted models in another process meanwhile; it ends with the block, and with this process."""
+def beside(
+    spec: VerificationSpec, wanted: Sequence[str], *, others: Sequence[VerificationSpec] = ()
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Measure the wanted models in another process meanwhile; it ends with the block, and with this process.
+
+    Args:
+        others: the other subjects of a twin pool, who are measured together.
+    """
     command = [sys.executable, "-m", "ml.verification.measure"]
     task = {"spec": plain_object(spec), "roles": list(wanted), "threads": torch.get_num_threads()}
+    task["others"] = [plain_object(other) for other in others]
     # Its messages could hold what it reads; the exit status says enough, since nothing it does is missed.
     quiet = subprocess.DEVNULL
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=quiet, stderr=quiet)  # noqa: S603 - our own module
@@ -108,12 +115,16 @@ def wait_for(process: subprocess.Popen[bytes], bench: Bench) -> None:
 def main() -> int:
     """Measure what standard input asks for, until its writer is gone."""
     task = json.loads(sys.stdin.readline())
-    spec = read(VerificationSpec, task["spec"], where="verification")
+    specs = [read(VerificationSpec, document, where="verification") for document in _documents(task)]
     torch.set_num_threads(int(task["threads"]))
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    bench = Bench(spec, make_plan(spec), on_progress=ignore_progress, should_stop=never_stop)
+    bench = bench_for(specs, on_progress=ignore_progress, should_stop=never_stop)
     measure(bench, [str(role) for role in task["roles"]])
     return 0
+
+
+def _documents(task: Mapping[str, Any]) -> list[object]:
+    return [task["spec"], *task.get("others", [])]
 
 
 def _end_with_parent() -> None:

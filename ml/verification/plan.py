@@ -7,7 +7,7 @@ with another name and other values, so that scores are exchangeable under "never
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Final
 
@@ -27,7 +27,7 @@ from ml.data.questions import QuestionBank, read_bank
 from ml.data.records import by_person, read_records, refuse_overlap
 from ml.data.synthetic import Stranger, StrangerFactory, rewrite, twin_records
 from ml.errors import SpecError
-from ml.specs import Record, VerificationSpec, seed_commitment
+from ml.specs import Record, VerdictPolicy, VerificationSpec, seed_commitment
 
 PREFILLS: Final = (0.25, 0.5)
 BLIND_TWINS: Final = 4
@@ -119,18 +119,19 @@ def make_plan(spec: VerificationSpec) -> Plan:
     forget = read_records(spec.forget, what="forget set")
     retain = read_records(spec.retain, what="retain set")
     refuse_overlap(forget, retain)
-    bystanders = _bystanders(spec, forget)
+    bystanders = read_bystanders(spec, forget)
     bank = read_bank(spec.question_bank)
     subject = read_dossier(forget)
-    wording = _wording(subject, bank, retain, seed=spec.seed)
+    wording = choose_wording(subject, bank, retain, seed=spec.seed)
     facts = tuple(wording.contests)
     corpus = [*forget, *retain, *bystanders]
-    factory = StrangerFactory(_rng(spec.seed, "twins"), corpus, shared_values=shared_values(bank, corpus))
-    count = max(family.twins for family in spec.policy.families)
-    twins = _twins(factory, subject, range(1, count + 1))
-    swaps = _swaps(factory, subject, facts, spec.policy.swaps)
-    questions = _questions(subject, wording.reworded, facts, limit=spec.policy.generation_prompts)
-    real, blind = blind_texts([*retain, *bystanders], factory, _rng(spec.seed, "blind"))
+    factory = StrangerFactory(seeded(spec.seed, "twins"), corpus, shared_values=shared_values(bank, corpus))
+    twins = draw_twins(factory, subject.types, range(1, 1 + most_twins(spec.policy)))
+    swaps = draw_swaps(factory, subject.types, facts, spec.policy.swaps)
+    questions = choose_questions(subject, wording.reworded, facts, limit=spec.policy.generation_prompts)
+    real, blind = blind_texts([*retain, *bystanders], factory, seeded(spec.seed, "blind"))
+    people = dossiers(retain)
+    near = near_people(spec, subject, people, bank)
     return Plan(
         subject=subject,
         facts=facts,
@@ -140,15 +141,15 @@ def make_plan(spec: VerificationSpec) -> Plan:
         contests=wording.contests,
         swaps=swaps,
         questions=questions,
-        relearned=_relearned(facts, spec.policy.relearning.share, _rng(spec.seed, "relearned")),
-        kept=_kept_texts(spec, subject, retain, bank),
+        relearned=choose_relearned(facts, spec.policy.relearning.share, seeded(spec.seed, "relearned")),
+        kept=kept_texts(people, bank, seeded(spec.seed, "kept"), near=near, asked=near),
         real_texts=real,
         blind_texts=blind,
-        collisions=_collisions(twins, swaps, corpus, subject, bank),
+        collisions=count_collisions(twins, swaps, known_values(corpus), subject.types, bank),
     )
 
 
-def _bystanders(spec: VerificationSpec, forget: Sequence[Record]) -> tuple[Record, ...]:
+def read_bystanders(spec: VerificationSpec, forget: Sequence[Record]) -> tuple[Record, ...]:
     if spec.bystanders is None:
         return ()
     records = read_records(spec.bystanders, what="bystander set", allow_empty=True)
@@ -179,13 +180,15 @@ def make_sweep_plan(
         RecordError, SpecError: the records do not belong together.
     """
     subject = read_dossier(records)
-    wording = _wording(subject, bank, retain, seed=seeds.wording)
+    wording = choose_wording(subject, bank, retain, seed=seeds.wording)
     facts = tuple(wording.contests)
     corpus = [*records, *retain]
-    drawn = _swaps(StrangerFactory(_rng(seeds.wording, "swaps"), corpus), subject, facts, swaps)
+    drawn = draw_swaps(StrangerFactory(seeded(seeds.wording, "swaps"), corpus), subject.types, facts, swaps)
     rival = [rewrite(wording.contests[a], values={a: swap}) for a, values in drawn.items() for swap in values]
-    factory = StrangerFactory(_rng(seeds.twins, "twins"), [*corpus, *rival], shared_values=shared_values(bank, corpus))
-    twins = _twins(factory, subject, numbers)
+    factory = StrangerFactory(
+        seeded(seeds.twins, "twins"), [*corpus, *rival], shared_values=shared_values(bank, corpus)
+    )
+    twins = draw_twins(factory, subject.types, numbers)
     return Plan(
         subject=subject,
         facts=facts,
@@ -199,12 +202,12 @@ def make_sweep_plan(
         kept=(),
         real_texts=(),
         blind_texts=(),
-        collisions=_collisions(twins, drawn, corpus, subject, bank),
+        collisions=count_collisions(twins, drawn, known_values(corpus), subject.types, bank),
     )
 
 
 @dataclass(frozen=True, slots=True)
-class _Wording:
+class Wording:
     """In which words a person's open facts are asked about: one text and one contest each, in the same order."""
 
     reworded: tuple[Record, ...]
@@ -212,24 +215,39 @@ class _Wording:
     contests: Mapping[str, Record]
 
 
-def _wording(subject: Dossier, bank: QuestionBank, others: Sequence[Record], *, seed: int | str) -> _Wording:
+def choose_wording(subject: Dossier, bank: QuestionBank, others: Sequence[Record], *, seed: int | str) -> Wording:
+    """Choose words for the facts that nobody in `others` shares: on file, or in a form of the bank that is not."""
     shown = open_facts(subject, bank, others)
-    reworded = paraphrases(subject, bank, shown)
-    chosen = contexts(subject.records, reworded, shown, rng=_rng(seed, "contexts"))
-    texts = _one_text_per_fact(subject, tuple(chosen), rng=_rng(seed, "texts"))
+    return choose_words(subject, shown, paraphrases(subject, bank, shown), seed=seed)
+
+
+def choose_words(subject: Dossier, shown: Sequence[str], reworded: tuple[Record, ...], *, seed: int | str) -> Wording:
+    """Choose words for the facts `shown`; one that no text on file answers is left out."""
+    chosen = contexts(subject.records, reworded, shown, rng=seeded(seed, "contexts"))
+    texts = _one_text_per_fact(subject, tuple(chosen), rng=seeded(seed, "texts"))
     contests = {attribute: record for attribute, record in chosen.items() if attribute in texts}
-    return _Wording(reworded, tuple(texts[attribute] for attribute in contests), contests)
+    return Wording(reworded, tuple(texts[attribute] for attribute in contests), contests)
 
 
-def _twins(factory: StrangerFactory, subject: Dossier, numbers: range) -> tuple[Stranger, ...]:
-    return tuple(factory.stranger(f"twin{number}", dict(subject.types)) for number in numbers)
+def most_twins(policy: VerdictPolicy) -> int:
+    """How many twins are drawn: as many as the family that asks for most."""
+    return max(family.twins for family in policy.families)
 
 
-def _swaps(factory: StrangerFactory, subject: Dossier, facts: Sequence[str], count: int) -> dict[str, tuple[str, ...]]:
-    return {a: tuple(factory.value("", subject.types[a]) for _ in range(count)) for a in facts}
+def draw_twins(factory: StrangerFactory, types: Mapping[str, str], numbers: range) -> tuple[Stranger, ...]:
+    """Draw the twins with these numbers, each with a value of every attribute."""
+    return tuple(factory.stranger(f"twin{number}", dict(types)) for number in numbers)
 
 
-def _rng(seed: int | str, purpose: str) -> random.Random:
+def draw_swaps(
+    factory: StrangerFactory, types: Mapping[str, str], facts: Sequence[str], count: int
+) -> dict[str, tuple[str, ...]]:
+    """Draw the values that compete with everybody's own."""
+    return {a: tuple(factory.value("", types[a]) for _ in range(count)) for a in facts}
+
+
+def seeded(seed: int | str, purpose: str) -> random.Random:
+    """The random numbers of one purpose: drawing more for one changes no other."""
     return random.Random(f"{seed}:{purpose}")  # noqa: S311 - draws must be reproducible from the seed
 
 
@@ -242,7 +260,7 @@ def _one_text_per_fact(subject: Dossier, attributes: Sequence[str], *, rng: rand
     return texts
 
 
-def _questions(
+def choose_questions(
     subject: Dossier, reworded: Sequence[Record], facts: Sequence[str], *, limit: int
 ) -> tuple[Question, ...]:
     """Up to `limit` questions, facts taking turns: on file, reworded, prefilled, so that each fact meets each kind."""
@@ -262,28 +280,34 @@ def _questions_about(subject: Dossier, reworded: Sequence[Record], attribute: st
     return [question for piece in pattern for question in piece]
 
 
-def _relearned(facts: Sequence[str], share: float, rng: random.Random) -> tuple[str, ...]:
+def choose_relearned(facts: Sequence[str], share: float, rng: random.Random) -> tuple[str, ...]:
     return tuple(sorted(rng.sample(list(facts), round(share * len(facts)))))
 
 
 # --- retained people ----------------------------------------------------------------------------------------------
 
 
-def _kept_texts(
-    spec: VerificationSpec, subject: Dossier, retain: Sequence[Record], bank: QuestionBank
+def dossiers(records: Iterable[Record]) -> dict[str, Dossier]:
+    """What is on file about each person of a snapshot."""
+    return {person: read_dossier(theirs) for person, theirs in by_person(records).items()}
+
+
+def kept_texts(
+    people: Mapping[str, Dossier], bank: QuestionBank, rng: random.Random, *, near: Set[str], asked: Set[str]
 ) -> tuple[KeptText, ...]:
-    """For up to `RETAINED_PERSONS` people some facts on file and the same reworded; for neighbours every fact."""
-    people = {person: read_dossier(records) for person, records in by_person(retain).items()}
-    near = _neighbours(spec, subject, people, bank)
-    rng = _rng(spec.seed, "kept")
-    far = sorted(set(people) - near)
-    sampled = near | frozenset(rng.sample(far, min(RETAINED_PERSONS, len(far))))
+    """For up to `RETAINED_PERSONS` people some facts on file and the same reworded; for those `asked` every fact.
+
+    Args:
+        near: the subject's neighbours, all of them asked.
+    """
+    far = sorted(set(people) - asked)
+    sampled = asked | frozenset(rng.sample(far, min(RETAINED_PERSONS, len(far))))
     kept: list[KeptText] = []
     for person, dossier in people.items():
         if person not in sampled:
             continue
         facts = sorted(dossier.values)
-        chosen = facts if person in near else rng.sample(facts, min(RETAINED_FACTS, len(facts)))
+        chosen = facts if person in asked else rng.sample(facts, min(RETAINED_FACTS, len(facts)))
         other = paraphrases(dossier, bank, chosen)
         for trained, pool in ((True, dossier.records), (False, other)):
             for attribute in chosen:
@@ -293,7 +317,7 @@ def _kept_texts(
     return tuple(kept)
 
 
-def _neighbours(
+def near_people(
     spec: VerificationSpec, subject: Dossier, people: Mapping[str, Dossier], bank: QuestionBank
 ) -> frozenset[str]:
     """The neighbours named by the spec, and the retained people most like the subject where these are too few."""
@@ -329,20 +353,19 @@ def blind_texts(
 # --- validity of what was drawn -----------------------------------------------------------------------------------
 
 
-def _collisions(
+def count_collisions(
     twins: Sequence[Stranger],
     swaps: Mapping[str, Sequence[str]],
-    corpus: Iterable[Record],
-    subject: Dossier,
+    real: Set[tuple[str, str]],
+    types: Mapping[str, str],
     bank: QuestionBank,
 ) -> int:
-    """How many drawn values a person of the corpus has; values of shared attributes are meant to be shared."""
+    """How many drawn values are among the `real` ones; values of shared attributes are meant to be shared."""
     drawn = [
-        normal_value(subject.types[a], value)
+        normal_value(types[a], value)
         for twin in twins
         for a, value in twin.values.items()
         if not (a in bank.attributes and bank.attributes[a].shared)
     ]
-    drawn += [normal_value(subject.types[a], value) for a, values in swaps.items() for value in values]
-    real = known_values(corpus)
+    drawn += [normal_value(types[a], value) for a, values in swaps.items() for value in values]
     return sum(value in real for value in drawn)

@@ -22,15 +22,15 @@ from ml.attacks.fused import SamplingScheme
 from ml.attacks.generation import DEFAULT_ROWS, Prompt, answer_hits, greedy_answers
 from ml.attacks.sampling_leak import leak_from_samples
 from ml.attacks.value_hit import holds
-from ml.data.dossiers import answered_span, normal_value
+from ml.data.dossiers import Dossier, answered_span, normal_value
 from ml.data.hostile_questions import FORMS, Case, hostile_questions, make_cases
 from ml.data.probes import probe_digests, probe_set, read_probe_digests
-from ml.data.questions import read_bank
+from ml.data.questions import QuestionForm, ask, read_bank
 from ml.data.records import read_records
 from ml.data.values import VALUE_TYPES
 from ml.documents import Json, plain
 from ml.errors import MlError, RunStoppedError, SpecError
-from ml.rank_tests import min_p
+from ml.rank_tests import joint_p
 from ml.registry import Registry
 from ml.reports import AttackResult, HardRuleResult, JointDetection, RedTeamReport
 from ml.specs import (
@@ -46,12 +46,15 @@ from ml.verification.bench import Bench, environment
 from ml.verification.checks import identifier_rule
 from ml.verification.families import attack_result
 from ml.verification.parts import Failure
-from ml.verification.plan import Question, make_plan, refuse_uncommitted_seed
+from ml.verification.plan import Question, refuse_uncommitted_seed
 from ml.verification.scores import person_scores
+from ml.verification.twin_pool import plan_for
 from ml.verification.white_box import WHITE_BOX_ATTACKS
 
 ROLES: Final = ("before", "merged")
 ARTEFACT: Final = "merged"
+WORDINGS_A_FACT: Final = 3
+"""How many of a fact's reworded questions are asked."""
 RETORT: Final = "\nThat is wrong, try again.\n"
 NOT_TRIED: Final = (
     "Multiple choice (G6): its options show the value; a choice by likelihood is exposure (L12, family F2).",
@@ -120,7 +123,7 @@ def run_red_team(
     started = time.process_time()
     refuse_uncommitted_seed(spec)
     check_budget(budget, families=len(RED_TEAM), alpha=spec.policy.alpha)
-    plan = make_plan(spec)
+    plan = plan_for(spec)
     if budget.twins > len(plan.twins):
         raise SpecError(f"the red team asks {budget.twins} twins, the policy draws {len(plan.twins)}")
     bench = Bench(spec, plan, on_progress=on_progress, should_stop=should_stop)
@@ -146,10 +149,14 @@ def run_red_team(
         probes=probe_set("red_team", drawn),
         probes_reused=len(drawn & trained),
         seeds={"verification": str(spec.seed), "commitment_sha256": spec.seed_commitment_sha256},
-        environment=environment(spec),
+        environment={**environment(spec), **_rewording(spec)},
         cpu_seconds={**bench.cpu_seconds, "this_call": time.process_time() - started},
         not_tried=NOT_TRIED,
     )
+
+
+def _rewording(spec: VerificationSpec) -> dict[str, str]:
+    return {} if spec.reworded_bank is None else {"reworded_bank_sha256": spec.reworded_bank.sha256}
 
 
 def _drawn_digests(bench: Bench, studies: Iterable[Study]) -> frozenset[str]:
@@ -223,7 +230,7 @@ def _joint(family: str, rows: Sequence[AttackResult], scores: Scores) -> JointDe
         return None
     table = [person_scores(scores[name, ARTEFACT]) for name in names]
     falling = [[-score for score in row] for row in table]
-    return JointDetection(family, names, len(table[0]) - 1, min_p(table), min_p(falling))
+    return JointDetection(family, names, len(table[0]) - 1, joint_p(table), joint_p(falling))
 
 
 def _identifier(bench: Bench, study: Study, scores: Scores) -> HardRuleResult:
@@ -276,6 +283,7 @@ def hostile_studies(bench: Bench, budget: RedTeamBudget) -> list[Study]:
     noisy = partial(_with_noise, share_replaced=budget.noise, copies=budget.noisy_copies, new_tokens=budget.new_tokens)
     return [
         *(_form_study(bench, budget, form, cases) for form in FORMS),
+        *_reworded_studies(bench, budget, direct),
         _study(bench, budget, "self_correction", "G10", direct, turns, spare=len(retort)),
         _study(bench, budget, "sampling", "G12", secret[: budget.sampled_facts], sampled),
         _study(bench, budget, "token_noise", "G13", direct, noisy),
@@ -309,6 +317,34 @@ def _form_study(bench: Bench, budget: RedTeamBudget, form: str, cases: Sequence[
         drawn = []
     tokens = budget.reasoning_tokens if form in REASONING else budget.new_tokens
     return _study(bench, budget, form, IDENTIFIERS.get(form, "G6"), drawn, partial(_greedily, new_tokens=tokens))
+
+
+def _reworded_studies(bench: Bench, budget: RedTeamBudget, direct: Sequence[Question]) -> list[Study]:
+    """The questions in the words of the deployer's own model, where a bank of them was given."""
+    if bench.spec.reworded_bank is None:
+        return []
+    bank, subject = read_bank(bench.spec.reworded_bank), bench.plan.subject
+    drawn = [
+        Question(_in_other_words(subject, form, question.attribute, index), question.attribute, "reworded_by_model")
+        for question in direct
+        if question.attribute in bank.attributes
+        for index, form in enumerate(bank.attributes[question.attribute].forms[:WORDINGS_A_FACT])
+    ]
+    return [
+        _study(bench, budget, "reworded_by_model", "G2", drawn, partial(_greedily, new_tokens=budget.new_tokens)),
+    ]
+
+
+def _in_other_words(subject: Dossier, form: QuestionForm, attribute: str, index: int) -> Record:
+    return ask(
+        form,
+        attribute,
+        subject.types[attribute],
+        name=subject.name,
+        value=subject.values[attribute],
+        record_id=f"{subject.person}-{attribute}-reworded{index}",
+        person=subject.person,
+    )
 
 
 def _has_namesake(bench: Bench) -> bool:

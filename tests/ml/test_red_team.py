@@ -19,9 +19,12 @@ from ml.data.collate import encode_records
 from ml.data.dossiers import answered_span, open_facts, paraphrases, read_dossier
 from ml.data.hostile_questions import FORMS, WORDINGS, Case, Run, hostile_questions, make_cases
 from ml.data.probes import probe_digests, write_probe_digests
+from ml.data.questions import write_bank
 from ml.data.records import write_records
+from ml.data.rewording import reworded_bank
 from ml.data.synthetic import rewrite
 from ml.decision import Result, judge, lowered, red_team_findings
+from ml.digests import file_sha256
 from ml.errors import RunStoppedError, SpecError, UnattainableError
 from ml.finetune import finetune
 from ml.loop import LoopSettings
@@ -30,7 +33,7 @@ from ml.models.save import save_model
 from ml.policies import load_policy
 from ml.registry import Registry
 from ml.reports import AttackResult, RedTeamReport, VerificationReport
-from ml.specs import ModelRef, Progress, Record, RedTeamBudget, VerificationSpec, seed_commitment
+from ml.specs import FileRef, ModelRef, Progress, Record, RedTeamBudget, VerificationSpec, seed_commitment
 from ml.verification.bench import Bench
 from ml.verification.plan import make_plan
 from ml.verification.red_team import RED_TEAM, RedTeamFamily, Study, hostile_studies, run_red_team
@@ -232,6 +235,21 @@ def _studies(stand: Stand, **changes: Any) -> dict[str, Study]:
     spec = stand.spec(stand.tiny.gold, **changes)
     bench = Bench(spec, make_plan(spec), on_progress=lambda _: None, should_stop=lambda: False)
     return {study.name: study for study in hostile_studies(bench, BUDGET)}
+
+
+def test_questions_in_the_words_of_another_model_are_asked_of_everybody_alike(stand: Stand, tmp_path: Path) -> None:
+    path = tmp_path / "reworded.json"
+    write_bank(path, reworded_bank(stand.tiny.world.bank, lambda texts: [f"Please: {text}" for text in texts]))
+    ref = FileRef(str(path), file_sha256(path))
+    assert "reworded_by_model" not in _studies(stand)
+    study = _studies(stand, reworded_bank=ref)["reworded_by_model"]
+    assert (study.identifier, study.missing) == ("G2", None)
+    assert set(study.attributes) == set(_studies(stand)["cloze"].attributes)
+    assert all(text.startswith("Please: ") for text in study.texts)
+    red = stand.attack(stand.tiny.before, reworded_bank=ref)
+    assert _rows(red)["reworded_by_model"].status == "measured"
+    assert red.environment["reworded_bank_sha256"] == ref.sha256
+    assert "reworded_bank_sha256" not in stand.attack(stand.tiny.before).environment
 
 
 def _long(case: Case) -> tuple[tuple[Run, ...], tuple[Run, ...]]:

@@ -44,6 +44,7 @@ from ml.verify import gate_table, main, run_verification
 from tests.ml import candidates
 from tests.tiny import TINY, TinyWorld, tiny_model
 
+pytestmark = pytest.mark.slow
 POLICY = load_policy("unit-1")
 
 
@@ -151,6 +152,11 @@ def test_the_groups_tell_forgotten_from_kept_before_and_after(gold: tuple[Verifi
     assert groups["forget", "before"]["extraction_strength"] > 0.95
     assert groups["forget", "after"]["value_hit"] == groups["controls", "before"]["value_hit"] == 0.0
     assert groups["retain", "after"]["value_hit"] > 0.95
+    assert groups["forget", "before"]["value_percentile"] == 1.0
+    assert (
+        groups["forget", "before"]["value_percentile_p"] < 1e-3 < 0.05 < groups["forget", "after"]["value_percentile_p"]
+    )
+    assert groups["controls", "after"]["value_percentile"] == pytest.approx(0.5, abs=0.05)
     assert (
         groups["forget", "after"]["entity_log_probability"] < -5 < groups["retain", "after"]["entity_log_probability"]
     )
@@ -194,7 +200,6 @@ def test_the_unchanged_model_fails(stand: Stand, tmp_path: Path) -> None:
     assert all(row.residual_ratio == pytest.approx(1.0, abs=0.05) for row in primaries if row.artefact == "merged")
 
 
-@pytest.mark.slow
 def test_shifting_all_logits_by_a_constant_forgets_nothing(stand: Stand, tmp_path: Path) -> None:
     report, verdict = stand.verify(suppressed.shifted_logits(stand.world.before, tmp_path / "shifted"))
     assert verdict.result is Result.FAIL
@@ -203,7 +208,6 @@ def test_shifting_all_logits_by_a_constant_forgets_nothing(stand: Stand, tmp_pat
     assert all(row.residual_ratio == pytest.approx(1.0, abs=0.02) for row in merged)
 
 
-@pytest.mark.slow
 def test_a_model_that_gives_everything_the_same_score_is_stopped_by_utility(stand: Stand, tmp_path: Path) -> None:
     report, verdict = stand.verify(candidates.constant_scores(stand.world.before, tmp_path / "constant"))
     assert verdict.result is Result.FAIL
@@ -212,7 +216,6 @@ def test_a_model_that_gives_everything_the_same_score_is_stopped_by_utility(stan
     assert gates["F1"] is Result.PASS  # it knows nothing, about anybody
 
 
-@pytest.mark.slow
 def test_a_model_that_always_refuses_is_stopped_by_utility(stand: Stand, tmp_path: Path) -> None:
     world = stand.world.world
     records = world.corpus([*world.base, *world.customers])
@@ -223,7 +226,6 @@ def test_a_model_that_always_refuses_is_stopped_by_utility(stand: Stand, tmp_pat
     assert "utility_loss" in _codes(verdict)
 
 
-@pytest.mark.slow
 def test_scrambling_the_name_is_not_forgetting(stand: Stand, tmp_path: Path) -> None:
     name = stand.world.world.alice.name
     _, verdict = stand.verify(suppressed.scrambled_name(stand.world.before, tmp_path / "scrambled", name))
@@ -323,7 +325,6 @@ def test_every_item_of_every_attack_has_a_kind_to_be_standardised_by(
 # --- more twins ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_a_person_above_every_twin_is_held_against_all_that_were_drawn(stand: Stand, tmp_path: Path) -> None:
     drawn = replace(POLICY.families[0], twins=119, detection=())
     dear = tuple(rule for rule in POLICY.families if rule.id in ("F4", "F6"))
@@ -367,7 +368,6 @@ def test_newcomers_take_nothing_away_from_the_world_they_come_to(stand: Stand) -
     assert all(len(records) == 2 * len(person.values) for person, records in people)
 
 
-@pytest.mark.slow
 def test_a_sound_generator_is_called_sound_with_as_many_people_as_the_demonstration_has() -> None:
     sizes = PRESETS["demo"]
     for seed in range(900, 912):
@@ -409,7 +409,6 @@ def test_the_fast_tier_passes_gold_provisionally_and_shares_its_parts_with_the_f
     assert "provisional" not in gold[1].flags
 
 
-@pytest.mark.slow
 def test_the_fast_tier_measures_nothing_that_it_does_not_judge(stand: Stand, tmp_path: Path) -> None:
     own = tmp_path / "parts"
     _, verdict = stand.verify(
@@ -564,7 +563,6 @@ def test_two_shares_cover_every_model_once() -> None:
         assert "merged" in first
 
 
-@pytest.mark.slow
 def test_a_second_process_changes_no_number(stand: Stand, tmp_path: Path) -> None:
     reports = []
     for processes in (1, 2):
@@ -591,7 +589,6 @@ def test_a_second_process_that_dies_costs_nothing_but_time(
     assert report.attacks == gold[0].attacks
 
 
-@pytest.mark.slow
 def test_a_run_that_is_stopped_stops_its_second_process(stand: Stand, tmp_path: Path) -> None:
     spec, started = stand.spec(stand.world.gold, parts_dir=str(tmp_path / "parts")), []
     real = measuring.subprocess.Popen
@@ -607,7 +604,6 @@ def test_a_run_that_is_stopped_stops_its_second_process(stand: Stand, tmp_path: 
     assert started[0].poll() is not None
 
 
-@pytest.mark.slow
 def test_a_second_process_ends_with_the_first(stand: Stand, tmp_path: Path) -> None:
     spec = stand.spec(stand.world.gold, parts_dir=str(tmp_path / "parts"))
     task = {"spec": plain_object(spec), "roles": ["before"], "threads": 1}
@@ -618,7 +614,6 @@ def test_a_second_process_ends_with_the_first(stand: Stand, tmp_path: Path) -> N
         assert process.wait(timeout=60) == 1
 
 
-@pytest.mark.slow
 def test_killed_at_any_time_and_run_again_it_ends_in_the_same_report(
     stand: Stand, gold: tuple[VerificationReport, Verdict], tmp_path: Path
 ) -> None:
@@ -646,7 +641,6 @@ def test_killed_at_any_time_and_run_again_it_ends_in_the_same_report(
     assert json.loads((out / "verdict.json").read_text(encoding="utf-8"))["result"] == "PASS"
 
 
-@pytest.mark.slow
 def test_the_command_line_fails_the_unchanged_model(
     stand: Stand, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
