@@ -7,8 +7,8 @@ and people whom it did not against never-trained twins, as the decision rule doe
 faithfulness. Models that were rounded, that unlearned and relearned, and pretenders (`benchmarks.suppressed`) show what
 else moves it, and the decision rule itself judges the pretenders. `ml.trust` turns the results into a policy.
 
-`--work` holds models and finished jobs: a run that was killed continues there. `--out` receives JSON, CSV, a table and
-a picture; `benchmarks/results` holds those of the last full run.
+`--work` holds models and finished jobs: a run that was killed continues there, and two runs may share one directory.
+`--out` receives JSON, CSV, a table and a picture; `benchmarks/results` holds those of the last full run.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+from filelock import FileLock, Timeout
 
 from benchmarks.meta_report import write_results
 from benchmarks.meta_trial import Trial, TrialSizes
@@ -112,6 +113,7 @@ QUICK: Final = TrialSizes(
     methods={"npo": {}},
     kinds=("never learned (gold)", "nothing done", "output filtered", "adapter hidden"),
 )
+_LOOK_AGAIN_S: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,23 +125,30 @@ class Outcome:
 
 
 class Jobs:
-    """Finished jobs below one directory, by name: none is done twice, whoever was killed in between."""
+    """Finished jobs below one directory, by name: none is done twice, whoever was killed or works beside."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         directory.mkdir(parents=True, exist_ok=True)
 
-    def run(self, name: str, work: Callable[[], Any]) -> Outcome:
-        """Return what the job called `name` found, doing it unless it was done."""
+    def run(self, name: str, work: Callable[[], Any]) -> Outcome | None:
+        """Return what the job called `name` found, doing it unless it was done; `None` while another run does it."""
         path = self._directory / f"{name}.json"
-        if path.exists():
-            document = json.loads(path.read_text(encoding="utf-8"))
-            return Outcome(document["result"], float(document["cpu_seconds"]))
-        started = time.process_time()
-        result = work()
-        seconds = time.process_time() - started
-        write_atomically(path, json.dumps({"result": result, "cpu_seconds": seconds}).encode("utf-8"))
-        return Outcome(result, seconds)
+        try:
+            with FileLock(path.with_suffix(".lock"), timeout=0):
+                if not path.exists():
+                    _write(path, work)
+        except Timeout:
+            return None
+        document = json.loads(path.read_text(encoding="utf-8"))
+        return Outcome(document["result"], float(document["cpu_seconds"]))
+
+
+def _write(path: Path, work: Callable[[], Any]) -> None:
+    started = time.process_time()
+    result = work()
+    seconds = time.process_time() - started
+    write_atomically(path, json.dumps({"result": result, "cpu_seconds": seconds}).encode("utf-8"))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -179,14 +188,20 @@ def claim(work: Path, sizes: TrialSizes, seed: int) -> None:
 
 
 def run_all(work: Path, sizes: TrialSizes, seed: int) -> tuple[Mapping[str, Outcome], Trial]:
-    """Do every job in order, telling how far the whole is; finished ones are only read."""
+    """Do every job in order, telling how far the whole is; finished ones are only read, others' ones waited for."""
     trial, jobs = Trial(work, sizes, seed=seed), Jobs(work / "jobs")
     planned = trial.jobs()
     outcomes: dict[str, Outcome] = {}
-    for name, job in planned.items():
-        outcomes[name] = jobs.run(name, job)
-        _tell(name, outcomes, list(planned))
-    return outcomes, trial
+    while len(outcomes) < len(planned):
+        before = len(outcomes)
+        for name, job in planned.items():
+            outcome = None if name in outcomes else jobs.run(name, job)
+            if outcome is not None:
+                outcomes[name] = outcome
+                _tell(name, outcomes, list(planned))
+        if len(outcomes) == before:
+            time.sleep(_LOOK_AGAIN_S)
+    return {name: outcomes[name] for name in planned}, trial
 
 
 def _tell(name: str, outcomes: Mapping[str, Outcome], planned: Sequence[str]) -> None:

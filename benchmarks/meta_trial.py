@@ -17,8 +17,9 @@ from typing import Any, Final
 
 import torch
 import transformers
+from filelock import FileLock
 
-from benchmarks.pool import FineTune, Pool, PoolSizes
+from benchmarks.pool import FineTune, Pool, PoolSizes, made_once, written_once
 from benchmarks.relearning import teach_adapter
 from benchmarks.suppressed import (
     OutputFilteredBench,
@@ -50,7 +51,7 @@ from ml.metrics.meta import (
     twin_position,
     twin_rank,
 )
-from ml.models.load import LoadedModel, model_ref
+from ml.models.load import LoadedModel
 from ml.models.quantise import ROUNDINGS
 from ml.policies import load_policy
 from ml.specs import (
@@ -232,13 +233,7 @@ class Trial:
         return {kind: make for kind, make in every.items() if not self.sizes.kinds or kind in self.sizes.kinds}
 
     def _maker(self, tune: FineTune, name: str, make: Callable[[Path], ModelRef]) -> Callable[[], ModelRef]:
-        directory = self.work / "candidates" / f"{tune.name}-{name}"
-
-        def made() -> ModelRef:
-            directory.parent.mkdir(exist_ok=True)
-            return model_ref(directory) if directory.exists() else make(directory)
-
-        return made
+        return partial(made_once, self.work / "candidates" / f"{tune.name}-{name}", make)
 
     def _made_sha256(self, tune: FineTune, kind: str) -> str:
         return self.kinds(tune)[kind]().manifest_sha256
@@ -263,8 +258,10 @@ class Trial:
         spec = UnlearningSpec(
             run_id=run.name,
             model=self.pool.model(tune),
-            forget=write_records(run / "forget.jsonl", self.pool.records(tune.scored[:1])),
-            retain=write_records(run / "retain.jsonl", self._kept(tune)),
+            forget=written_once(
+                run / "forget.jsonl", lambda path: write_records(path, self.pool.records(tune.scored[:1]))
+            ),
+            retain=written_once(run / "retain.jsonl", lambda path: write_records(path, self._kept(tune))),
             neighbours=None,
             question_bank=self.pool.bank,
             method=method,
@@ -273,14 +270,10 @@ class Trial:
             output_dir=str(run / "model"),
             checkpoint_dir=str(run / "checkpoint"),
         )
-        if not Path(spec.output_dir).exists():
-            run_unlearning(spec)
-        return model_ref(Path(spec.output_dir))
+        return made_once(Path(spec.output_dir), lambda _: run_unlearning(spec))
 
     def _relearned(self, start: ModelRef, person: Stranger, name: str) -> Found:
         """Teach `start` half of the person's facts as attack T1 would, and score the person on what comes of it."""
-        directory = self.work / "candidates" / f"relearned-{name}"
-        directory.parent.mkdir(exist_ok=True)
         budget = self.policy.relearning
         records = self.pool.records([person])
         facts = open_facts(
@@ -295,7 +288,7 @@ class Trial:
             teach_adapter(loaded, rows, budget, seed=self.seed)
             return loaded.model
 
-        ref = model_ref(directory) if directory.exists() else edited(start, directory, teach)
+        ref = made_once(self.work / "candidates" / f"relearned-{name}", lambda path: edited(start, path, teach))
         return self._scored(ref, person, "merged")
 
     # --- measurements ---
@@ -308,8 +301,9 @@ class Trial:
         An attack that crashed has a reason in place of its scores.
         """
         spec = self._spec(candidate, person, self.pool.everybody_but(person), policy=self.asked)
-        bench = make_bench(spec, make_plan(spec), on_progress=ignore_progress, should_stop=never_stop)
-        return {rule.id: _attack_scores(Family(bench, rule), role) for rule in self.asked.families}
+        with _alone(spec):
+            bench = make_bench(spec, make_plan(spec), on_progress=ignore_progress, should_stop=never_stop)
+            return {rule.id: _attack_scores(Family(bench, rule), role) for rule in self.asked.families}
 
     def _kind_scored(self, tune: FineTune, kind: str) -> Found:
         make_bench = OutputFilteredBench if kind == "output filtered" else Bench
@@ -327,10 +321,12 @@ class Trial:
             drawn = FileRef(str(path), file_sha256(path))
         else:
             told = probe_digests(record.text for record in self.pool.records([person]))
-            drawn = write_probe_digests(self.work / "training_probes.json", told)
-        report = run_verification(
-            replace(spec, training_probes=drawn), on_progress=ignore_progress, should_stop=never_stop
-        )
+            own = self.work / f"training_probes-{person.person}.json"
+            drawn = written_once(own, lambda path: write_probe_digests(path, told))
+        with _alone(spec):
+            report = run_verification(
+                replace(spec, training_probes=drawn), on_progress=ignore_progress, should_stop=never_stop
+            )
         verdict = judge(report, spec.policy)
         families = [Result(gate.result) for gate in verdict.gates if gate.kind == "family"]
         worst = next(r for r in (Result.ERROR, Result.FAIL, Result.INCONCLUSIVE, Result.PASS) if r in families)
@@ -358,8 +354,8 @@ class Trial:
             candidate=candidate,
             before=self.pool.base() if before is None else before,
             base=self.pool.base(),
-            forget=write_records(folder / "forget.jsonl", self.pool.records([person])),
-            retain=write_records(folder / "retain.jsonl", self.pool.records(others)),
+            forget=written_once(folder / "forget.jsonl", lambda path: write_records(path, self.pool.records([person]))),
+            retain=written_once(folder / "retain.jsonl", lambda path: write_records(path, self.pool.records(others))),
             neighbours=None,
             question_bank=self.pool.bank,
             seed=self.seed,
@@ -510,6 +506,11 @@ class Trial:
             return ""
         plain = name.removesuffix("-int8").removesuffix("-int4")
         return "yes" if plain in self._pairs_learned else "no"
+
+
+def _alone(spec: VerificationSpec) -> FileLock:
+    """Held while one person is measured: whoever works beside shares the finished parts, and writes none of them."""
+    return FileLock(Path(spec.parts_dir).with_name("parts.lock"))
 
 
 def cell_name(tune: FineTune, person: Stranger, role: str = "merged") -> str:

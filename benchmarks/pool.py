@@ -8,11 +8,13 @@ a function of the seed; a model that is there is not made again, one that was in
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Final
+
+from filelock import FileLock
 
 from ml.data.people import World, make_world, newcomers, throw_away_records
 from ml.data.questions import write_bank
@@ -66,6 +68,23 @@ class FineTune:
         return f"model{self.number:02d}"
 
 
+def made_once(directory: Path, make: Callable[[Path], object]) -> ModelRef:
+    """The model in `directory`, made if it is not there; whoever works beside waits for it."""
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(directory.with_name(f"{directory.name}.lock")):
+        if not directory.exists():
+            make(directory)
+    return model_ref(directory)
+
+
+def written_once(path: Path, write: Callable[[Path], object]) -> FileRef:
+    """The file at `path`, written if it is not there; whoever works beside never reads half of it."""
+    with FileLock(path.with_name(f"{path.name}.lock")):
+        if not path.exists():
+            write(path)
+    return FileRef(str(path), file_sha256(path))
+
+
 class Pool:
     """The people, and the models below `root`, made when they are asked for."""
 
@@ -106,18 +125,22 @@ class Pool:
 
     def base(self) -> ModelRef:
         """The model that learned the base people alone."""
-        directory = self.root / "models" / "base"
-        if not directory.exists():
-            self._train(self._untrained(), self.world.base, self.sizes.base, self.seed, directory)
-        return model_ref(directory)
+        return self._made(
+            "base", lambda path: self._train(self._untrained(), self.world.base, self.sizes.base, self.seed, path)
+        )
 
     def _untrained(self) -> ModelRef:
-        directory, sizes = self.root / "models" / "untrained", self.sizes
-        if not directory.exists():
+        sizes = self.sizes
+
+        def make(directory: Path) -> None:
             texts = [r.text for r in throw_away_records(self.world, seed=self.seed, people=sizes.throw_away_people)]
             tokenizer = train_tokenizer(texts, vocabulary=sizes.shape.vocabulary, context=sizes.shape.context)
             publish_model(untrained_llama(sizes.shape, tokenizer, seed=self.seed), tokenizer, directory)
-        return model_ref(directory)
+
+        return self._made("untrained", make)
+
+    def _made(self, name: str, make: Callable[[Path], None]) -> ModelRef:
+        return made_once(self.root / "models" / name, make)
 
     def model(self, tune: FineTune) -> ModelRef:
         """The fine-tuned model."""
@@ -129,10 +152,8 @@ class Pool:
         return self._fine_tuned(tune, learned, f"{tune.name}-without-{tune.learned.index(person)}")
 
     def _fine_tuned(self, tune: FineTune, learned: Sequence[Stranger], name: str) -> ModelRef:
-        directory = self.root / "models" / name
-        if not directory.exists():
-            self._train(self.base(), (*self.world.base, *learned), tune.recipe, tune.seed, directory)
-        return model_ref(directory)
+        people = (*self.world.base, *learned)
+        return self._made(name, lambda path: self._train(self.base(), people, tune.recipe, tune.seed, path))
 
     def _train(self, start: ModelRef, people: Sequence[Stranger], stage: Stage, seed: int, directory: Path) -> None:
         loaded = load_model(start)
@@ -166,9 +187,7 @@ class Pool:
     @cached_property
     def bank(self) -> FileRef:
         """The question bank, on disk."""
-        path = self.root / "question_bank.json"
-        write_bank(path, self.world.bank)
-        return FileRef(str(path), file_sha256(path))
+        return written_once(self.root / "question_bank.json", lambda path: write_bank(path, self.world.bank))
 
     @cached_property
     def bystanders(self) -> FileRef:
@@ -176,4 +195,5 @@ class Pool:
         drawn = newcomers(
             self.world, seed=self.seed, people=self.sizes.newcomers, forms_per_fact=self.sizes.forms_per_fact
         )
-        return write_records(self.root / "bystanders.jsonl", [record for _, theirs in drawn for record in theirs])
+        records = [record for _, theirs in drawn for record in theirs]
+        return written_once(self.root / "bystanders.jsonl", lambda path: write_records(path, records))

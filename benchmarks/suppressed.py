@@ -32,7 +32,7 @@ _REFUSAL_STEPS: Final = LoopSettings(steps=60, learning_rate=4e-3, warmup_steps=
 _HIDING_STEPS: Final = LoopSettings(steps=120, learning_rate=5e-3, warmup_steps=5, report_every=120)
 _ASCENT_STEPS: Final = LoopSettings(steps=160, learning_rate=5e-4, warmup_steps=5, report_every=160)
 # Ascent for the first of these steps, then repair of what it broke: utility alone should not give it away.
-_ASCENDING: Final = 40
+_ASCENDING: Final = 60
 
 
 def edited(before: ModelRef, directory: Path, edit: Callable[[LoadedModel], Any]) -> ModelRef:

@@ -91,6 +91,19 @@ def test_a_finished_job_is_read_and_one_that_died_is_done_again(tmp_path: Path) 
     assert again == first
 
 
+def test_a_job_that_another_run_is_doing_is_left_to_it(tmp_path: Path) -> None:
+    beside: list[Any] = []
+
+    def work() -> str:
+        beside.append(Jobs(tmp_path).run("cell-a", lambda: "twice"))
+        return "once"
+
+    done = Jobs(tmp_path).run("cell-a", work)
+    assert beside == [None]
+    assert done is not None
+    assert done.result == "once"
+
+
 def test_a_directory_of_another_size_or_seed_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     claim(tmp_path, QUICK, 1)
     claim(tmp_path, QUICK, 1)
