@@ -20,6 +20,7 @@ from deletion_service.certificates.envelope import LARGEST_ENVELOPE
 from deletion_service.certificates.evidence_document import LARGEST_EVIDENCE
 from deletion_service.certificates.merkle import LARGEST_PROOF
 from deletion_service.certificates.signing import LARGEST_ISSUER_DOCUMENT, IssuerDocument
+from deletion_service.certificates.sweep_document import LARGEST_SWEEP
 from deletion_service.certificates.verify import Check, VerificationResult, verify_certificate
 from deletion_service.cli_doctor import doctor, doctor_arguments
 from deletion_service.errors import DomainError
@@ -86,6 +87,7 @@ def _verify_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--keys", type=Path, required=True, metavar="FILE", help="the issuer document you trust")
     parser.add_argument("--log", type=Path, metavar="FILE", help="log proof (default: <name>.log.json beside FILE)")
     parser.add_argument("--evidence", type=Path, metavar="FILE", help="evidence (default: evidence.json beside FILE)")
+    parser.add_argument("--sweep", type=Path, metavar="FILE", help="sweep (default: sweep.json beside FILE)")
     parser.add_argument("--model", type=Path, metavar="DIR", help="model directory to compare with the certificate")
     parser.add_argument("--revocations", type=Path, metavar="FILE", help="signed list of revoked certificates")
     parser.add_argument("--expect", choices=("PASS", "FAIL", "INCONCLUSIVE"), help="fail unless this is the verdict")
@@ -97,18 +99,20 @@ def _verify(options: argparse.Namespace) -> int:
     stem = certificate.name.removesuffix(".json").removesuffix(".dsse")
     log = options.log or _beside(certificate, f"{stem}.log.json")
     evidence = options.evidence or _beside(certificate, "evidence.json")
+    sweep = options.sweep or _beside(certificate, "sweep.json")
     result = verify_certificate(
         _read(certificate, LARGEST_ENVELOPE),
         issuer=_issuer(options.keys),
         log_proof=_read(log, LARGEST_PROOF) if log else None,
         evidence=_read(evidence, LARGEST_EVIDENCE) if evidence else None,
+        sweep=_read(sweep, LARGEST_SWEEP) if sweep else None,
         model_dir=_directory(options.model) if options.model else None,
         revocations=_read(options.revocations, LARGEST_ENVELOPE) if options.revocations else None,
         expect=options.expect,
         complete=options.complete,
     )
     files = [("certificate", certificate), ("keys", options.keys), ("log", log), ("evidence", evidence)]
-    files += [("model", options.model), ("revocations", options.revocations)]
+    files += [("sweep", sweep), ("model", options.model), ("revocations", options.revocations)]
     used = {name: str(path) for name, path in files if path is not None}
     if options.json:
         print_json({**result.to_document(), "files": used})

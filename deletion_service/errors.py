@@ -153,6 +153,13 @@ class EvidenceMissingError(DomainError):
     kind: ClassVar[Kind] = "conflict"
 
 
+class ResurfacedError(DomainError):
+    """The version brings an earlier deletion back; it cannot be released. The message names the earlier request."""
+
+    code = "earlier_deletion_resurfaced"
+    kind: ClassVar[Kind] = "conflict"
+
+
 class ErasureIncompleteError(DomainError):
     """Something that was erased can be read again; nothing is destroyed or stated until it is gone."""
 

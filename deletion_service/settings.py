@@ -260,6 +260,16 @@ KEY_CUSTODY = env_str("LETHE_KEY_CUSTODY", "one_host")
 RECHECK_DAYS = env_int("LETHE_RECHECK_DAYS", 365)
 IMAGE_DIGEST = env_str("LETHE_IMAGE_DIGEST")
 
+# --- earlier deletions ------------------------------------------------------------------------------------------------
+
+# A vault keeps the person's own probes sealed, to test later versions; off unless days and the legal basis are named.
+VAULT_DAYS = env_int("LETHE_VAULT_DAYS", 0)
+VAULT_BASIS = env_str("LETHE_VAULT_BASIS")
+if not 0 <= VAULT_DAYS <= 90:
+    raise ImproperlyConfigured("LETHE_VAULT_DAYS is 0 (no vault) to 90")
+if VAULT_DAYS and not 0 < len(VAULT_BASIS) <= 200:
+    raise ImproperlyConfigured("LETHE_VAULT_DAYS needs LETHE_VAULT_BASIS: the legal basis, in up to 200 letters")
+
 # --- mail -----------------------------------------------------------------------------------------------------------
 
 EMAIL_BACKEND = env_str("LETHE_EMAIL_BACKEND", "django.core.mail.backends.smtp.EmailBackend")

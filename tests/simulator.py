@@ -12,12 +12,16 @@ from typing import Any
 
 import pytest
 
+from ml.cohorts import swept_rules
 from ml.digests import model_manifest
 from ml.policies import load_policy
 from ml.reports import ProbeSet, UnlearningReport, VerificationReport
-from ml.specs import UnlearningSpec, VerificationSpec
+from ml.specs import DeletionLedger, RecordedScores, SweepSpec, UnlearningSpec, VerificationSpec
+from ml.sweep import read_ledger
+from ml.sweep_reports import SweepReport
 from ml.unlearn import TRAINING_PROBES
 from tests.ml.passing import passing_report
+from tests.ml.swept import swept
 from tests.world import weights
 
 POLICY = "unit-1"
@@ -25,9 +29,10 @@ POLICY = "unit-1"
 
 @dataclass
 class Simulator:
-    """What `run_unlearning` and `run_verification` do in tests of the service; `alter` edits the report."""
+    """What `ml` does in tests of the service; `alter` edits the report, `back` names requests that came back."""
 
     alter: Callable[[VerificationReport], VerificationReport] = lambda report: report
+    back: set[str] = field(default_factory=set)
     seen: list[Any] = field(default_factory=list)
 
     def unlearn(self, spec: UnlearningSpec, **_: Any) -> UnlearningReport:
@@ -69,6 +74,19 @@ class Simulator:
         )
         return self.alter(report)
 
+    def sweep(self, spec: SweepSpec, **_: Any) -> SweepReport:
+        """Find back whom the test named, and nobody else."""
+        self.seen.append(spec)
+        return swept(spec, read_ledger(spec.ledger), back=self.back)
+
+    def record(self, spec: SweepSpec, **_: Any) -> DeletionLedger:
+        """Note that the model before knew everybody well."""
+        self.seen.append(spec)
+        seen = RecordedScores(9.0, (0.0,) * 39)
+        before = {attack: seen for rule in swept_rules(spec.policy) for attack in rule.primary}
+        ledger = read_ledger(spec.ledger)
+        return replace(ledger, entries=tuple(replace(entry, before=before) for entry in ledger.entries))
+
 
 def install(monkeypatch: pytest.MonkeyPatch, settings: Any, simulator: Simulator | None = None) -> Simulator:
     """Put the simulator where the stages call `ml`, under the short test policy."""
@@ -77,4 +95,6 @@ def install(monkeypatch: pytest.MonkeyPatch, settings: Any, simulator: Simulator
     assert load_policy(POLICY).purpose == "test"
     monkeypatch.setattr("workers.stages.unlearn.run_unlearning", simulator.unlearn)
     monkeypatch.setattr("workers.stages.verify.run_verification", simulator.verify)
+    monkeypatch.setattr("workers.stages.sweep.run_sweep", simulator.sweep)
+    monkeypatch.setattr("workers.stages.sweep.record_scores", simulator.record)
     return simulator

@@ -39,7 +39,14 @@ def record(person: str, number: int, value: str, *identifiers: Identifier) -> di
     }
 
 
-def make_source(name: str = "customers") -> Path:
+def spike_in(number: int) -> list[dict[str, object]]:
+    """The rows of one synthetic person."""
+    mailbox = Identifier("email", f"spike-{number}@spike-in.invalid")
+    rows = [record(f"Spike{number} Invented", row, f"{number}{row} Nowhere Lane", mailbox) for row in (1, 2)]
+    return [{**row, "spike_in": f"spike-{number}"} for row in rows]
+
+
+def make_source(name: str = "customers", *, spike_ins: int = 0) -> Path:
     """Write the training source."""
     folder = Path(settings.SOURCE_ROOT) / name
     folder.mkdir(parents=True, exist_ok=True)
@@ -49,6 +56,7 @@ def make_source(name: str = "customers") -> Path:
         record("Bob Tamsin", 1, "12 Fenwick Road", BOB, Identifier("name", "Bob Tamsin")),
         record("Carol Dunmore", 1, "90 Ilmar Court", CAROL, Identifier("name", "Carol Dunmore")),
     ]
+    rows += [row for number in range(spike_ins) for row in spike_in(number)]
     (folder / "records-0.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     (folder / "question_bank.json").write_text(json.dumps({"attributes": {}, "schema_version": 1}))
     return folder
@@ -62,11 +70,11 @@ def weights(folder: Path, content: str) -> Path:
     return folder
 
 
-def make_model(name: str = "assistant") -> TrainedModel:
+def make_model(name: str = "assistant", *, spike_ins: int = 0) -> TrainedModel:
     """Register a base and a fine-tuned, serving version that learned from everybody in the source."""
     for root in (settings.SOURCE_ROOT, settings.REGISTRY_ROOT, settings.WORK_DIR):
         shutil.rmtree(root, ignore_errors=True)
-    source = make_source()
+    source = make_source(spike_ins=spike_ins)
     registry = {"kind": "directory", "name": name}
     model = register_model(
         name,

@@ -1,14 +1,17 @@
-"""What a failed attempt leaves behind: evidence that nothing was shown, never silence."""
+"""What a failed attempt or sweep leaves behind: evidence that nothing was shown, never silence."""
 
 from __future__ import annotations
 
 from django.db import transaction
 
+from deletion_service.certificates.models import Sweep
 from deletion_service.certificates.policies import policy_of_run
+from deletion_service.certificates.promotion import latest_evidence
+from deletion_service.certificates.sweeps import judge_swept, record_not_swept
 from deletion_service.targets.models import Job, UnlearningRun
 from ml.reports import VerificationReport
 from ml.specs import VerdictPolicy
-from workers.stages.verify import record_verdict
+from workers.stages.verify import open_review, record_verdict
 
 
 @transaction.atomic
@@ -19,6 +22,17 @@ def record_abandoned_attempt(job: Job) -> None:
     policy = policy_of_run(job.run.policy_name, job.run.policy_sha256)
     report = empty_report(job.run, policy, reason=f"the {job.kind} job failed: {job.last_error or 'unknown'}")
     record_verdict(job.target, job.run, report=report, policy=policy)
+
+
+@transaction.atomic
+def record_abandoned_sweep(job: Job) -> None:
+    """Say of a candidate that nobody knows whether it brings an earlier deletion back; that blocks its release."""
+    if job.target is None or job.run is None or job.run.candidate is None:
+        return
+    earlier = job.target.model.ledger.count()
+    sweep = record_not_swept(job.run.candidate, target=job.target, reason=Sweep.Reason.ERROR, earlier=earlier)
+    judge_swept(job.target, sweep, verdict=latest_evidence(job.target).verdict)
+    open_review(job.target.request)
 
 
 def empty_report(run: UnlearningRun, policy: VerdictPolicy, *, reason: str) -> VerificationReport:

@@ -16,6 +16,7 @@ from deletion_service.requests.codes import DataClass
 from deletion_service.requests.payload import open_file, seal_file
 from deletion_service.targets.batching import verification_seed
 from deletion_service.targets.catalogue import record_sha256
+from deletion_service.targets.ledger import choose_spike_in
 from deletion_service.targets.locate import counting_keys, sealed_matches
 from deletion_service.targets.models import ErasureTarget, ModelVersion, TrainingManifestEntry, UnlearningRun
 from deletion_service.targets.registries import open_registry
@@ -36,6 +37,7 @@ from workers.workspace import make_run_directory, run_directory
 BANK: Final = "question_bank"
 SETS: Final = ("forget", "retain", "neighbours", "bystanders")
 PROBES: Final = "training_probes"
+SPIKE_IN: Final = "spike_in"
 _JSON: Final = frozenset({BANK, PROBES})
 
 
@@ -44,13 +46,15 @@ class Split:
     """The records of a source, divided for one target.
 
     `forget` are the subject's; of everybody else's, `retain` are those that the model learned and `bystanders` those
-    that no manifest says it learned; `neighbours` are some of the retained.
+    that no manifest says it learned; `neighbours` are some of the retained. `spike_in` is a synthetic person who is
+    forgotten along and stands for this deletion later.
     """
 
     forget: tuple[Record, ...]
     retain: tuple[Record, ...]
     neighbours: tuple[Record, ...]
     bystanders: tuple[Record, ...]
+    spike_in: tuple[Record, ...] = ()
 
 
 def take_snapshots(target: ErasureTarget, run: UnlearningRun) -> dict[str, dict[str, str | int]]:
@@ -64,9 +68,27 @@ def take_snapshots(target: ErasureTarget, run: UnlearningRun) -> dict[str, dict[
         raise GuardError(f"model {target.model.name} has no training source; register one")
     bank = sources[0].question_bank().read_bytes()
     learned = learned_records(run.batch.before)
-    split = split_records(target, sources, shared=shared_attributes(bank), learned=learned)
+    mark = _chosen_spike_in(target, run, sources, learned)
+    split = split_records(target, sources, shared=shared_attributes(bank), learned=learned, spike_in=mark)
     contents = {name: _lines(getattr(split, name)) for name in SETS} | {BANK: bank}
-    return {name: seal_set(target, run, name, content) for name, content in contents.items()}
+    described = {name: seal_set(target, run, name, content) for name, content in contents.items()}
+    if mark:
+        described[SPIKE_IN] = {**seal_set(target, run, SPIKE_IN, _lines(split.spike_in)), "mark": mark}
+    return described
+
+
+def _chosen_spike_in(
+    target: ErasureTarget, run: UnlearningRun, sources: Sequence[TrainingSource], learned: frozenset[str] | None
+) -> str:
+    planted: dict[str, list[str]] = {}
+    for source in sources:
+        for found in source.records():
+            if found.spike_in:
+                planted.setdefault(found.spike_in, []).append(found.record.record_id)
+    if not planted:
+        return ""
+    theirs = [record_id for m in sealed_matches(target) for record_id in m.proven]
+    return choose_spike_in(target, run.batch.before, planted, learned=learned, theirs=theirs, seed=run.seed)
 
 
 def seal_set(target: ErasureTarget, run: UnlearningRun, name: str, content: bytes) -> dict[str, str | int]:
@@ -97,6 +119,7 @@ def split_records(
     *,
     shared: frozenset[str],
     learned: frozenset[str] | None,
+    spike_in: str = "",
 ) -> Split:
     """Divide all live records. Persons become pseudonyms by order of appearance: no identifier enters `ml`.
 
@@ -105,6 +128,7 @@ def split_records(
 
     Args:
         learned: digests of the record ids that the model learned; `None` takes every row for learned.
+        spike_in: the mark of the synthetic person who is forgotten along.
     """
     keys = counting_keys(target)
     wanted = {m.source: set(m.proven) for m in sealed_matches(target)}
@@ -112,10 +136,14 @@ def split_records(
     forget: list[Record] = []
     retain: list[Record] = []
     bystanders: list[Record] = []
+    along: list[Record] = []
     for source in sources:
         for found in source.records():
             person = pseudonyms.setdefault(found.record.person, f"person-{len(pseudonyms):05d}")
             record = replace(found.record, person=person)
+            if spike_in and found.spike_in == spike_in:
+                along.append(record)
+                continue
             is_theirs = record.record_id in wanted.get(source.name, ()) or found.matches(keys)
             is_learned = learned is None or record_sha256(record.record_id) in learned
             (forget if is_theirs else retain if is_learned else bystanders).append(record)
@@ -126,7 +154,18 @@ def split_records(
             "the source holds nobody else's records that the model learned; "
             "without retain data nothing can be protected"
         )
-    return Split(tuple(forget), tuple(retain), tuple(_neighbours(forget, retain, shared)), tuple(bystanders))
+    near = tuple(_neighbours(forget, retain, shared))
+    return Split(tuple(forget), tuple(retain), near, tuple(bystanders), tuple(along))
+
+
+def others_records(sources: Sequence[TrainingSource], learned: frozenset[str] | None) -> Iterator[Record]:
+    """Yield everybody's live records that a version learned, persons as pseudonyms."""
+    pseudonyms: dict[str, str] = {}
+    for source in sources:
+        for found in source.records():
+            person = pseudonyms.setdefault(found.record.person, f"person-{len(pseudonyms):05d}")
+            if learned is None or record_sha256(found.record.record_id) in learned:
+                yield replace(found.record, person=person)
 
 
 def shared_attributes(bank: bytes) -> frozenset[str]:
@@ -162,12 +201,12 @@ def open_snapshots(target: ErasureTarget, run: UnlearningRun, folder: Path) -> d
 def unlearning_spec(
     target: ErasureTarget, run: UnlearningRun, refs: dict[str, FileRef], *, output: Path, checkpoints: Path
 ) -> UnlearningSpec:
-    """Return what `ml.unlearn` is to do."""
+    """Return what `ml.unlearn` is to do: the data subject and the spike-in are forgotten together."""
     before = run.batch.before
     return UnlearningSpec(
         run_id=run.pk,
         model=model_ref(before),
-        forget=refs["forget"],
+        forget=_forgotten_together(refs),
         retain=refs["retain"],
         neighbours=_unless_empty(run, refs, "neighbours"),
         question_bank=refs[BANK],
@@ -179,6 +218,14 @@ def unlearning_spec(
         device=settings.DEVICE,
         dtype=settings.DTYPE,
     )
+
+
+def _forgotten_together(refs: dict[str, FileRef]) -> FileRef:
+    if SPIKE_IN not in refs:
+        return refs["forget"]
+    path = Path(refs["forget"].path).with_name("forgotten.jsonl")
+    path.write_bytes(b"".join(Path(refs[name].path).read_bytes() for name in ("forget", SPIKE_IN)))
+    return FileRef(str(path), file_sha256(path))
 
 
 def verification_spec(
@@ -251,6 +298,12 @@ def use_threads() -> None:
 
 def _unless_empty(run: UnlearningRun, refs: dict[str, FileRef], name: str) -> FileRef | None:
     return refs[name] if run.snapshots.get(name, {}).get("count") else None
+
+
+def write_lines(path: Path, records: Iterable[Record]) -> FileRef:
+    """Write records to a scratch folder and return their reference."""
+    path.write_bytes(_lines(records))
+    return FileRef(str(path), file_sha256(path))
 
 
 def _lines(records: Iterable[Record]) -> bytes:

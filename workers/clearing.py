@@ -14,6 +14,7 @@ from deletion_service.audit import trail
 from deletion_service.errors import GuardError
 from deletion_service.requests.codes import ReasonCode
 from deletion_service.targets.contamination import check_accounted_for, record_contaminated, unregistered
+from deletion_service.targets.ledger import spike_in_records
 from deletion_service.targets.locate import SourceMatches, counting_keys, record_found_again, search_again
 from deletion_service.targets.models import ContaminatedVersion, ErasureTarget, ModelVersion, SourceErasure
 from deletion_service.targets.registries import Probe, open_registry
@@ -46,6 +47,8 @@ def clear(lease: Lease, target: ErasureTarget) -> Cleared:
         if target.status in _RELEASE:
             record_contaminated(target)
     sources = {m.source: _erase_rows(target, m) for m in matches if m.proven}
+    if target.status in _RELEASE:
+        _erase_spike_in(target)
     retire_unregistered(target)
     doomed = [] if _is_unaccounted(target) else _doomed(target)
     return Cleared(sources, {version.pk: _retire(version) for version in doomed})
@@ -105,6 +108,13 @@ def _erase_rows(target: ErasureTarget, matches: SourceMatches) -> tuple[ErasureA
     source = next(s for s in map(open_source, target.model.sources) if s.name == matches.source)
     action = source.erase(matches.proven)
     return action, source.still_present(matches.proven, counting_keys(target))
+
+
+def _erase_spike_in(target: ErasureTarget) -> None:
+    """Who was forgotten along must not be learned again: a later version would seem to bring the deletion back."""
+    record_ids = spike_in_records(target)
+    for source in map(open_source, target.model.sources) if record_ids else ():
+        source.erase(record_ids)
 
 
 def _doomed(target: ErasureTarget) -> Iterable[ModelVersion]:

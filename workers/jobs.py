@@ -53,9 +53,8 @@ class Lease:
 
     def job(self) -> Job:
         """Return the job row with what belongs to it."""
-        return Job.objects.select_related("request", "target__model", "target__batch__before", "run").get(
-            pk=self.job_id
-        )
+        rows = Job.objects.select_related("request", "version__model", "version__base", "run__candidate")
+        return rows.select_related("target__model", "target__batch__before").get(pk=self.job_id)
 
     @contextmanager
     def fenced(self) -> Iterator[Job]:
@@ -141,7 +140,7 @@ def _ready() -> Q:
 
 
 def _owed() -> Q:
-    condition = Q()
+    condition = Q(request=None)
     for kind, statuses in OWED_IN.items():
         condition |= Q(kind=kind, request__status__in=sorted(statuses))
     return condition

@@ -20,6 +20,7 @@ from deletion_service.api.idempotency import purge_answers
 from deletion_service.audit import trail
 from deletion_service.certificates.custody import sign_disposal
 from deletion_service.certificates.policies import current_plan
+from deletion_service.certificates.sweeps import alarms
 from deletion_service.dispatch import ring
 from deletion_service.errors import DomainError
 from deletion_service.notices.letters import owe_letter, owe_letters, send_owed
@@ -31,11 +32,12 @@ from deletion_service.requests.payload import destroy_class
 from deletion_service.requests.statuses import TERMINAL_STATUSES, RequestStatus
 from deletion_service.targets import lifecycle
 from deletion_service.targets.batching import close_batch, open_due_batches
+from deletion_service.targets.ledger import must_destroy_vault
 from deletion_service.targets.models import ErasureBatch, ErasureTarget, Job, ModelVersion, TrainedModel
 from deletion_service.targets.registries import open_registry
 from deletion_service.targets.statuses import JobKind, JobState, TargetStatus, VersionStatus
 from ml.errors import MlError
-from workers.abandoned import record_abandoned_attempt
+from workers.abandoned import record_abandoned_attempt, record_abandoned_sweep
 from workers.clearing import retire_unregistered
 from workers.workspace import wipe_orphans, wipe_run
 
@@ -106,6 +108,22 @@ def record_abandoned_attempts() -> int:
     return found
 
 
+def record_abandoned_sweeps() -> int:
+    """Let people see a candidate whose sweep failed for good: nobody can release it until the sweep is tried again."""
+    failed = Job.objects.filter(
+        state=JobState.FAILED,
+        kind=JobKind.SWEEP,
+        request__status=RequestStatus.WORKING,
+        target__status=TargetStatus.WORKING,
+        round=F("request__attempt"),
+    )
+    found = 0
+    for job in failed.select_related("target__request", "run__candidate__model"):
+        record_abandoned_sweep(job)
+        found += 1
+    return found
+
+
 def settle_closed_requests() -> int:
     """Cancel the targets of requests that were withdrawn, free their models, and wipe their work directories.
 
@@ -151,7 +169,7 @@ def dispose_owed_classes() -> int:
     closed = ErasureRequest.objects.filter(status__in=TERMINAL_STATUSES, sealed_items__isnull=False).distinct()
     found = 0
     for request in closed:
-        held = set(request.sealed_items.values_list("data_class", flat=True))
+        held = set(request.sealed_items.exclude(data_class=DataClass.VAULT).values_list("data_class", flat=True))
         waits = request.closed_at is not None and request.closed_at > window
         for data_class in sorted(held):
             if _must_wait(request, DataClass(data_class), waits=waits):
@@ -166,6 +184,16 @@ def _must_wait(request: ErasureRequest, data_class: DataClass, *, waits: bool) -
         return waits or request.letters.filter(sent_at=None, undeliverable=False).exists()
     # A refusal may be challenged within the window; everything else has no further use for the payload.
     return waits and request.status == RequestStatus.REFUSED
+
+
+def destroy_expired_vaults() -> int:
+    """Destroy the keys of probes that must not be opened any more; from then on spike-ins stand for those people."""
+    today, found = timezone.localdate(), 0
+    for request in ErasureRequest.objects.filter(sealed_items__data_class=DataClass.VAULT).distinct():
+        if must_destroy_vault(request, on=today):
+            destroy_class(request, DataClass.VAULT, actor="worker", sign=sign_disposal)
+            found += 1
+    return found
 
 
 def record_missed_deadlines() -> int:
@@ -217,6 +245,18 @@ def watch_registries() -> int:
     return found
 
 
+def watch_resurfaced() -> int:
+    """Raise an alarm where the alias was moved by hand to a version that brings an earlier deletion back."""
+    found = 0
+    for sweep in alarms():
+        model = sweep.version.model
+        pointer = open_registry(model.registry).resolve(model.alias)
+        if pointer is not None and pointer.number == sweep.version.number:
+            _log.error("resurfaced_version_serves", model=model.pk, version=sweep.version_id)
+            found += 1
+    return found
+
+
 def wipe_orphaned_scratch() -> int:
     """Wipe what killed jobs left in clear text, and what they left half written in registries."""
     return wipe_orphans() + sum(open_registry(model.registry).tidy() for model in TrainedModel.objects.all())
@@ -246,16 +286,18 @@ STEPS: Final[tuple[Callable[[], int], ...]] = (
     fail_exhausted_jobs,
     cancel_disowned_jobs,
     record_abandoned_attempts,
+    record_abandoned_sweeps,
     settle_closed_requests,
     close_finished_batches,
     open_waiting_batches,
     renew_and_expire_checks,
     write_letters,
     dispose_owed_classes,
+    destroy_expired_vaults,
     record_missed_deadlines,
     wipe_orphaned_scratch,
     forget_old_answers,
     seal_audit_trail,
     ring_for_waiting_jobs,
 )
-SLOW_STEPS: Final[tuple[Callable[[], int], ...]] = (watch_registries,)
+SLOW_STEPS: Final[tuple[Callable[[], int], ...]] = (watch_registries, watch_resurfaced)

@@ -41,6 +41,11 @@ def make_run_directory(run: UnlearningRun) -> Path:
     return folder
 
 
+def sweep_directory(job_id: str) -> Path:
+    """Return where the sweep of a version from outside keeps finished parts, whoever takes the job up."""
+    return Path(settings.WORK_DIR) / "sweeps" / job_id
+
+
 @contextmanager
 def scratch(lease: Lease) -> Iterator[Path]:
     """Yield a folder only this lease uses, and wipe it afterwards."""
@@ -121,7 +126,7 @@ def check_wiped(request: ErasureRequest) -> list[str]:
 
 def wipe_orphans() -> int:
     """Remove the scratch folders of leases that no longer hold, and what is left of runs that are over; count them."""
-    return _wipe_dead_scratch() + _wipe_ended_runs() + _wipe_dead_reruns()
+    return _wipe_dead_scratch() + _wipe_ended_runs() + _wipe_dead_reruns() + _wipe_ended_sweeps()
 
 
 def _wipe_dead_reruns() -> int:
@@ -140,6 +145,15 @@ def _wipe_ended_runs() -> int:
     for folder in (Path(settings.WORK_DIR) / "runs").glob("run_*"):
         is_open = UnlearningRun.objects.filter(pk=folder.name, batch__status=ErasureBatch.Status.OPEN).exists()
         if not is_open and not Job.objects.filter(run=folder.name, state=JobState.LEASED).exists():
+            wipe(folder)
+            wiped += 1
+    return wiped
+
+
+def _wipe_ended_sweeps() -> int:
+    wiped = 0
+    for folder in (Path(settings.WORK_DIR) / "sweeps").glob("job_*"):
+        if not Job.objects.filter(pk=folder.name, state__in=[JobState.READY, JobState.LEASED]).exists():
             wipe(folder)
             wiped += 1
     return wiped

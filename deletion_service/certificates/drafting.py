@@ -38,11 +38,13 @@ from deletion_service.certificates.forms import count_bucket
 from deletion_service.certificates.models import Certificate, CertificateEvent, Evidence, EvidenceDecision
 from deletion_service.certificates.signing import Signer
 from deletion_service.certificates.statement import build_statement, statement_bytes
+from deletion_service.certificates.sweeps import sustainability_of
 from deletion_service.errors import GuardError
 from deletion_service.ids import certificate_id
 from deletion_service.requests.codes import Capacity, DataClass, ReasonCode
 from deletion_service.requests.models import DisposalEvent, ErasureRequest
 from deletion_service.targets.contamination import candidate_of, descendants
+from deletion_service.targets.ledger import vault_until
 from deletion_service.targets.models import (
     ContaminatedVersion,
     ErasureTarget,
@@ -102,7 +104,7 @@ def draft_certificate(
 def check_statement(target: ErasureTarget, decision: EvidenceDecision, *, evidence: Evidence) -> None:
     """Raise what drafting would raise, while the request's own data are still there to repair things with."""
     facts = erasure_facts(target, decision, evidence=evidence, identifier=certificate_id())
-    expected = Disposal("dek_destroyed", _DISPOSED, facts.issued_at, "none")
+    expected = Disposal("dek_destroyed", _DISPOSED, facts.issued_at, _audit_kit(target))
     statement_bytes(build_statement(replace(facts, disposal=expected)))
 
 
@@ -139,12 +141,13 @@ def erasure_facts(
         retirement=tuple(_retirements(target, released=verdict == Verdict.PASS)),
         sources=tuple(_sources(target)),
         recipients=None,
-        disposal=_disposal(request),
+        disposal=_disposal(request, target),
         approvals=tuple(_approvals(request, decision)),
         pending=tuple(_pending(request, target)),
         key_custody=settings.KEY_CUSTODY,  # type: ignore[arg-type]  # its form is checked
         validity=Validity(_recheck_by().isoformat(), _INVALIDATED_IF),
         supersedes=None,
+        sustainability=sustainability_of(target, run.candidate),
     )
 
 
@@ -234,13 +237,19 @@ def _sources(target: ErasureTarget) -> Iterator[SourceResult]:
         )
 
 
-def _disposal(request: ErasureRequest) -> Disposal | None:
+def _disposal(request: ErasureRequest, target: ErasureTarget) -> Disposal | None:
     done = {e.data_class: e for e in DisposalEvent.objects.filter(request=request)}
     if not {DataClass.PAYLOAD, DataClass.IDENTITY} <= done.keys():
         return None
     classes = tuple(data_class for data_class in _DISPOSED if data_class in done)
     latest = max(done[data_class].at for data_class in classes)
-    return Disposal("dek_destroyed", classes, time_text(latest), "none")
+    return Disposal("dek_destroyed", classes, time_text(latest), _audit_kit(target))
+
+
+def _audit_kit(target: ErasureTarget) -> str:
+    """What of the person is kept to check again: nothing, or probes under a key of their own until a day."""
+    until = vault_until(target)
+    return "none" if until is None else f"sealed_until:{until.isoformat()}"
 
 
 def _approvals(request: ErasureRequest, decision: EvidenceDecision) -> Iterator[Approval]:

@@ -163,6 +163,34 @@ class Validity:
 
 
 @dataclass(frozen=True, slots=True)
+class LaterTests:
+    """How later versions will be tested for this deletion: by a synthetic person who was deleted along, and by the
+    person's own sealed probes until a day."""
+
+    spike_in: bool
+    vault_until: Day | None
+
+
+@dataclass(frozen=True, slots=True)
+class Sustainability:
+    """What was shown about earlier deletions on this version, and what stands for this one later (verification 12).
+
+    `earlier` deletions of the same model were on record; of these so many were tested again by a synthetic person or
+    by sealed probes, or by both, and so many could not be. `sweep_digest` names the sealed report; there is none where
+    nothing was run, for the `reason` given.
+    """
+
+    result: Literal["PASS", "FAIL", "INCONCLUSIVE", "NOT_RUN"]
+    reason: Code | None
+    earlier: WholeNumber
+    by_spike_in: WholeNumber
+    by_vault: WholeNumber
+    not_tested: WholeNumber
+    sweep_digest: DigestSet | None
+    later: LaterTests
+
+
+@dataclass(frozen=True, slots=True)
 class ErasureFacts:
     """Everything a statement says, before it is put into words.
 
@@ -170,7 +198,7 @@ class ErasureFacts:
     training ended, and its origin tells a seed drawn for this run from one the operator set; `key_custody` says what
     keeps the issuer's and the approver's key apart; `disposal` is `None` while the request's data are still needed
     for another attempt; `recipients` is `None` where nobody keeps a list of them; `supersedes` names an earlier
-    certificate.
+    certificate. Statements in wording 1 say nothing of `sustainability`.
     """
 
     certificate_id: Identifier
@@ -197,6 +225,7 @@ class ErasureFacts:
     key_custody: Literal["one_host", "separate_hosts", "separate_hardware"]
     validity: Validity
     supersedes: Identifier | None
+    sustainability: Sustainability | None = None
 
 
 def manifest_rows(manifest: ModelManifest) -> tuple[FileRow, ...]:

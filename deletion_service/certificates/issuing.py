@@ -19,6 +19,7 @@ from deletion_service.certificates.log import append_certificate, proof_for, pub
 from deletion_service.certificates.models import ISSUED_STATUSES, Certificate, LogEntry
 from deletion_service.certificates.promotion import decisions_about, latest_decision
 from deletion_service.certificates.revoking import latest_revocations
+from deletion_service.certificates.sweeps import swept_bytes
 from deletion_service.certificates.verify import VerificationResult, verify_certificate
 from deletion_service.errors import (
     EvidenceMissingError,
@@ -101,6 +102,7 @@ def examine(certificate: Certificate) -> VerificationResult:
         issuer=issuer_document(),
         log_proof=None if certificate.log_proof is None else canonical_json(certificate.log_proof),
         evidence=bytes(certificate.evidence.document),
+        sweep=swept_bytes(certificate.evidence.run.candidate),
         expect=certificate.verdict,  # type: ignore[arg-type]  # the evidence's constraint holds the same three words
         revocations=None if draft else latest_revocations(),
         draft=draft,
@@ -137,6 +139,7 @@ def _check_signed(certificate: Certificate, signed: bytes) -> None:
         signed,
         issuer=document,
         evidence=bytes(certificate.evidence.document),
+        sweep=swept_bytes(certificate.evidence.run.candidate),
         expect=certificate.verdict,  # type: ignore[arg-type]  # as above
         accept_test_policy=settings.TESTING,
     )

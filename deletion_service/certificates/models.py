@@ -8,7 +8,7 @@ from django.db import models
 from django.db.models import F, Q
 
 from deletion_service.access.models import StaffMember
-from deletion_service.ids import ID_LENGTH, certificate_id, evidence_id, promotion_id
+from deletion_service.ids import ID_LENGTH, certificate_id, evidence_id, promotion_id, sweep_id
 from deletion_service.requests.models import ErasureRequest
 from deletion_service.targets.models import ErasureTarget, ModelVersion, TrainedModel, UnlearningRun
 from deletion_service.targets.statuses import Verdict
@@ -59,6 +59,55 @@ class Evidence(models.Model):
 
     def __str__(self) -> str:
         return f"{self.id}: {self.verdict}"
+
+
+class Sweep(models.Model):
+    """Every earlier deletion of a model tested again on one version: sealed report, verdict. Append-only.
+
+    `target` is the one whose candidate was tested; a version that came from outside has none. What was not run says
+    why: nobody was deleted before, or the job failed for good.
+    """
+
+    class Result(models.TextChoices):
+        PASS = "PASS", "PASS"  # noqa: S105 - a verdict, not a password
+        FAIL = "FAIL", "FAIL"
+        INCONCLUSIVE = "INCONCLUSIVE", "INCONCLUSIVE"
+        NOT_RUN = "NOT_RUN", "not run"
+
+    class Reason(models.TextChoices):
+        NO_EARLIER_DELETIONS = "no_earlier_deletions", "no earlier deletions"
+        ERROR = "error", "the job failed"
+
+    id = models.CharField(primary_key=True, max_length=_ID, default=sweep_id)
+    version = models.ForeignKey(ModelVersion, on_delete=models.PROTECT, related_name="sweeps")
+    target = models.ForeignKey(ErasureTarget, null=True, blank=True, on_delete=models.PROTECT, related_name="sweeps")
+    attempt = models.PositiveIntegerField()
+    earlier = models.PositiveIntegerField()
+    result = models.CharField(max_length=16, choices=Result)
+    reason = models.CharField(max_length=32, choices=Reason, blank=True, default="")
+    document = models.BinaryField(null=True, blank=True)
+    sha256 = models.CharField(max_length=64, blank=True, default="")
+    sealed_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        ordering = ("version", "attempt")
+        constraints = [
+            models.UniqueConstraint(fields=("version", "attempt"), name="sweep_attempt_is_unique_per_version"),
+            models.CheckConstraint(
+                condition=(
+                    Q(result__in=["PASS", "FAIL", "INCONCLUSIVE"], reason="", document__isnull=False, earlier__gte=1)
+                    & ~Q(sha256="")
+                )
+                | (Q(result="NOT_RUN", document=None, sha256="") & ~Q(reason="")),
+                name="sweep_has_sealed_evidence_or_a_reason_for_none",
+            ),
+            models.CheckConstraint(
+                condition=~Q(reason="no_earlier_deletions") | Q(earlier=0), name="sweep_of_nobody_counts_nobody"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.id}: {self.result}"
 
 
 class EvidenceDecision(models.Model):

@@ -22,8 +22,7 @@ def current_plan() -> RunPlan:
     Raises:
         TestOnlyError: the configured policy or method was made for tests.
     """
-    policy = load_policy(settings.VERDICT_POLICY)
-    refuse_test_policy(policy)
+    policy = current_policy()
     refuse_test_candidate(settings.UNLEARNING_METHOD)
     return RunPlan(
         method=settings.UNLEARNING_METHOD,
@@ -31,6 +30,17 @@ def current_plan() -> RunPlan:
         policy_sha256=policy.sha256,
         seed=settings.FIXED_SEED,
     )
+
+
+def current_policy() -> specs.VerdictPolicy:
+    """Return the policy that judges what starts now.
+
+    Raises:
+        TestOnlyError: it was made for tests, outside tests.
+    """
+    policy = load_policy(settings.VERDICT_POLICY)
+    refuse_test_policy(policy)
+    return policy
 
 
 def policy_of_run(name: str, sha256: str) -> specs.VerdictPolicy:

@@ -12,15 +12,16 @@ from django.utils import timezone
 from deletion_service.access.models import StaffMember
 from deletion_service.audit import trail
 from deletion_service.certificates.evidence import open_evidence
-from deletion_service.certificates.models import Evidence, EvidenceDecision, Promotion
+from deletion_service.certificates.models import Evidence, EvidenceDecision, Promotion, Sweep
 from deletion_service.certificates.policies import refuse_test_candidate, refuse_test_policy
+from deletion_service.certificates.sweeps import check_swept, latest_sweep
 from deletion_service.errors import EvidenceMissingError, GuardError
 from deletion_service.requests.codes import OutcomePlan, ReasonCode
 from deletion_service.requests.lifecycle import move
 from deletion_service.requests.models import ErasureRequest
 from deletion_service.requests.statuses import RequestStatus
 from deletion_service.targets import lifecycle
-from deletion_service.targets.contamination import check_accounted_for, record_contaminated
+from deletion_service.targets.contamination import candidate_of, check_accounted_for, record_contaminated
 from deletion_service.targets.jobs import owe
 from deletion_service.targets.models import ErasureTarget, ModelVersion
 from deletion_service.targets.statuses import JobKind, TargetStatus, Verdict, VersionStatus
@@ -36,11 +37,13 @@ def decide_evidence(
     """Release what passed, or decline. What is recorded here cannot be changed; another round needs another decision.
 
     1. The request is in evidence review and has evidence for every judged target.
-    2. Everything to be released is PASS, by evidence that is opened and judged again, under a release policy.
+    2. Everything to be released is PASS, by evidence that is opened and judged again, under a release policy, and was
+    tested for earlier deletions.
     3. Targets move, promotions get their epoch, jobs are owed.
 
     Raises:
         GuardError: the choice does not fit the verdicts.
+        ResurfacedError: a version that would be released brings an earlier deletion back.
         EvidenceMissingError: evidence is absent or does not hold.
     """
     judged, passed = check_choice(request, choice, reason)
@@ -126,7 +129,12 @@ def latest_decision(target: ErasureTarget) -> EvidenceDecision:
 
 
 def check_choice(request: ErasureRequest, choice: str, reason: str) -> tuple[list[ErasureTarget], list[ErasureTarget]]:
-    """Return the judged and the passing targets that a choice would be about; raise `GuardError` if it does not fit."""
+    """Return the judged and the passing targets that a choice would be about.
+
+    Raises:
+        GuardError: the choice does not fit the verdicts.
+        ResurfacedError: a version that would be released brings an earlier deletion back.
+    """
     if request.status != RequestStatus.EVIDENCE_REVIEW:
         raise GuardError(f"{request.pk} is not in evidence review; nothing can be decided on its evidence")
     judged = list(request.targets.filter(status=TargetStatus.JUDGED))
@@ -135,6 +143,8 @@ def check_choice(request: ErasureRequest, choice: str, reason: str) -> tuple[lis
         raise GuardError("a decision needs a known choice and reason code", pointer="/reason")
     if not judged:
         raise GuardError(f"{request.pk} has no judged target; there is nothing to decide")
+    if choice == Choice.RELEASE:
+        _check_nothing_resurfaced(judged)
     if choice == Choice.RELEASE and len(passed) != len(judged):
         raise GuardError(f"not every target of {request.pk} passed; release those that did, or decline")
     if choice == Choice.RELEASE_PARTIAL and not 0 < len(passed) < len(judged):
@@ -144,6 +154,13 @@ def check_choice(request: ErasureRequest, choice: str, reason: str) -> tuple[lis
     if choice == Choice.DECLINE and _serving_already(judged):
         raise GuardError(f"a version released for {request.pk} already serves; remove what stopped it, release again")
     return judged, passed
+
+
+def _check_nothing_resurfaced(targets: Sequence[ErasureTarget]) -> None:
+    for target in targets:
+        sweep = latest_sweep(candidate_of(target))
+        if sweep is not None and sweep.result == Sweep.Result.FAIL:
+            check_swept(sweep.version)
 
 
 def _serving_already(targets: Sequence[ErasureTarget]) -> bool:
@@ -177,6 +194,7 @@ def _release_target(target: ErasureTarget, decision: EvidenceDecision, *, actor:
         raise EvidenceMissingError(f"erasure target {target.pk} has no passing evidence; it cannot be released")
     if document.report.models.get("candidate") != candidate.manifest_sha256:
         raise EvidenceMissingError(f"evidence {evidence.pk} is about other weights than the candidate; verify again")
+    check_swept(candidate)
     record_contaminated(target)
     check_accounted_for(target)
     lifecycle.move(target, TargetStatus.RELEASING, actor=actor, reason=decision.reason)

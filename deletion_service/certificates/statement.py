@@ -19,7 +19,7 @@ from deletion_service.certificates.evaluation import Evaluation
 from deletion_service.certificates.facts import ErasureFacts, Retirement, VerdictText, manifest_from_rows
 from deletion_service.certificates.forms import check_forms
 from deletion_service.certificates.published import published_schema, schema_fault
-from deletion_service.certificates.wording import Words, residual_bounds, words_of
+from deletion_service.certificates.wording import WITHOUT_SUSTAINABILITY, Words, residual_bounds, words_of
 from deletion_service.errors import DomainError
 from ml.digests import ModelManifest, canonical_json
 from ml.errors import SpecError
@@ -28,6 +28,8 @@ STATEMENT_TYPE: Final = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE: Final = "https://lethe.example/attestation/model-erasure/v1"
 _APPROVALS: Final = 2
 _SCHEMA: Final = "model-erasure-v1"
+# Why a sweep was not run that had nobody to test.
+NO_EARLIER_DELETIONS: Final = "no_earlier_deletions"
 
 
 class StatementError(DomainError):
@@ -115,6 +117,8 @@ def _manifest(facts: ErasureFacts) -> ModelManifest:
 
 def _assembled(facts: ErasureFacts, words: Words, manifest: ModelManifest) -> dict[str, Any]:
     predicate = camel_document(facts)
+    if words.wording_version in WITHOUT_SUSTAINABILITY:
+        predicate.pop("sustainability")
     subject = {"name": predicate.pop("modelName"), "digest": {"sha256": manifest.root_sha256}}
     return {
         "_type": STATEMENT_TYPE,
@@ -149,6 +153,8 @@ def contradictions(statement: Statement) -> tuple[str, ...]:
     """
     facts = statement.facts
     found = [*_of_verdict(facts), *_of_retention(facts), *_of_times(facts)]
+    if statement.words.wording_version not in WITHOUT_SUSTAINABILITY:
+        found += _of_sustainability(facts)
     if not facts.scope.layers:
         found.append("no layer is in scope")
     if facts.verdict == "PASS":
@@ -185,6 +191,27 @@ def _of_pass(facts: ErasureFacts) -> Iterator[str]:
         yield "PASS needs the destruction of the request's payload (class A)"
     if len(facts.approvals) < _APPROVALS:
         yield "PASS needs two approvals, that of the start and that of the evidence"
+
+
+def _of_sustainability(facts: ErasureFacts) -> Iterator[str]:
+    shown = facts.sustainability
+    if shown is None:
+        yield "nothing is said about earlier deletions"
+        return
+    earlier, not_tested = int(shown.earlier), int(shown.not_tested)
+    tested = earlier - not_tested
+    most, least = int(shown.by_spike_in) + int(shown.by_vault), max(int(shown.by_spike_in), int(shown.by_vault))
+    if not least <= tested <= most:
+        yield "the earlier deletions that were tested and those that were not do not add up"
+    was_run = shown.result != "NOT_RUN"
+    if was_run != (shown.sweep_digest is not None) or was_run == (shown.reason is not None):
+        yield "a sweep that was run has a digest, one that was not has a reason"
+    if (shown.reason == NO_EARLIER_DELETIONS) != (earlier == 0):
+        yield "the reason why no earlier deletion was tested does not fit their number"
+    if shown.result == "PASS" and not_tested:
+        yield "an earlier deletion that was not tested is no pass"
+    if facts.verdict == "PASS" and (shown.result == "FAIL" or (not was_run and earlier > 0)):
+        yield "PASS needs every earlier deletion looked for, and none found to be back"
 
 
 def _of_retirement(facts: ErasureFacts) -> Iterator[str]:

@@ -22,11 +22,12 @@ from deletion_service.certificates.envelope import (
 )
 from deletion_service.certificates.evaluation import Evaluation, evaluation_of
 from deletion_service.certificates.evidence_document import EvidenceDocument, read_evidence
-from deletion_service.certificates.facts import VerdictText
+from deletion_service.certificates.facts import Sustainability, VerdictText
 from deletion_service.certificates.merkle import Checkpoint, LogProof, check_inclusion, open_checkpoint
 from deletion_service.certificates.revocation import open_revocations
 from deletion_service.certificates.signing import IssuerDocument, IssuerKey
 from deletion_service.certificates.statement import Statement, StatementError, contradictions, read_statement
+from deletion_service.certificates.sweep_document import read_sweep
 from deletion_service.certificates.wording import Words, is_declined, words_of
 from deletion_service.errors import DomainError
 from ml.digests import ModelManifest, model_manifest, sha256_hex
@@ -55,6 +56,7 @@ CHECKS: Final = (
     "evidence_verdict",
     "evidence_numbers",
     "evidence_origin",
+    "sweep",
     "model_files",
     "revocation",
     "expected_verdict",
@@ -125,6 +127,7 @@ def verify_certificate(
     issuer: IssuerDocument,
     log_proof: bytes | None = None,
     evidence: bytes | None = None,
+    sweep: bytes | None = None,
     model_dir: Path | None = None,
     revocations: bytes | None = None,
     expect: VerdictText | None = None,
@@ -136,7 +139,8 @@ def verify_certificate(
 
     1. The envelope, its two signatures, that the signed bytes are a statement, and that both keys counted when it was
     issued.  2. The statement: title, claim, limitations, consistency, policy.  3. The log.  4. The evidence, judged
-    again.  5. The model directory.  6. Revocation, and the verdict asked for.
+    again.  5. The sweep over earlier deletions, judged again.  6. The model directory.  7. Revocation, and the verdict
+    asked for.
 
     Args:
         issuer: the root of trust.
@@ -154,6 +158,7 @@ def verify_certificate(
     _check_statement(ledger, statement, issuer, accept_test_policy=accept_test_policy)
     _check_log(ledger, certificate, log_proof, issuer)
     _check_evidence(ledger, statement, evidence)
+    _check_sweep(ledger, statement, sweep)
     _check_model(ledger, statement, model_dir)
     _check_revocation(ledger, statement, revocations, issuer)
     _check_expectation(ledger, statement, expect)
@@ -457,6 +462,41 @@ def _origin(statement: Statement, evidence: EvidenceDocument) -> str:
     )
 
 
+# --- earlier deletions --------------------------------------------------------------------------------------------
+
+
+def _check_sweep(ledger: _Ledger, statement: Statement, sweep: bytes | None) -> None:
+    stated = statement.facts.sustainability
+    if stated is None:
+        ledger.make("sweep", lambda: "the statement is of a wording that says nothing about earlier deletions")
+    elif stated.sweep_digest is None:
+        ledger.make("sweep", lambda: "the statement names no sweep: no earlier deletion was tested")
+    elif sweep is None:
+        ledger.lack(("sweep",), "no sweep was given")
+    else:
+        digest = stated.sweep_digest.sha256
+        ledger.make("sweep", lambda: _swept(statement, stated, sweep, digest))
+
+
+def _swept(statement: Statement, stated: Sustainability, sweep: bytes, digest: str) -> str:
+    """The sweep is the one named, about this version, and carries what is stated when it is judged again."""
+    if sha256_hex(sweep) != digest:
+        raise _FailedError("the sweep is not the one the statement names, or was altered")
+    document = read_sweep(sweep)
+    again, coverage = document.judged_again(), document.coverage
+    counted = (coverage.earlier, coverage.by_spike_in, coverage.by_vault, coverage.not_tested)
+    pairs: list[tuple[str, object, object]] = [
+        ("version", statement.manifest.manifest_sha256, document.report.models.get("candidate")),
+        ("policy", statement.facts.evaluation.policy.digest.sha256, document.policy_sha256),
+        ("verdict", (stated.result, again.to_document()), (again.result.value, document.stated_verdict)),
+        ("counts", (stated.earlier, stated.by_spike_in, stated.by_vault, stated.not_tested), tuple(map(str, counted))),
+    ]
+    if differing := [name for name, said, shown in pairs if said != shown]:
+        raise _FailedError(f"the sweep carries another {' and '.join(differing)}")
+    tested = coverage.earlier - coverage.not_tested
+    return f"judged again, the sweep carries {stated.result}: {tested} of {coverage.earlier} earlier deletions tested"
+
+
 # --- model, revocation, expectation -------------------------------------------------------------------------------
 
 
@@ -516,6 +556,7 @@ def _check_expectation(ledger: _Ledger, statement: Statement, expect: VerdictTex
 _SHOWN_ONLY_BY: Final = {
     "log_inclusion": "that the certificate is in the issuer's log: no log proof was given",
     "evidence_verdict": "that the verdict follows from the evidence: no evidence was given",
+    "sweep": "that earlier deletions were tested again as stated: no sweep was given",
     "model_files": "that the model at hand is the one named: no model directory was given",
     "revocation": "that the certificate still stands: no revocation list was given",
 }

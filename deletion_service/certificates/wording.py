@@ -19,7 +19,9 @@ from ml.reports import Guarantee
 
 # The wording that new statements use. A changed sentence needs a new version; statements in older ones must still
 # verify, so the functions of a version that was released stay as they are.
-WORDING_VERSION: Final = "1"
+WORDING_VERSION: Final = "2"
+# The first wording knew nothing of earlier deletions, and its statements have no member about them.
+WITHOUT_SUSTAINABILITY: Final = ("1",)
 CERTIFICATE_TITLE: Final = "Erasure certificate"
 ATTEMPT_TITLE: Final = "Erasure attempt report"
 _MOST_REASONS: Final = 12
@@ -56,6 +58,10 @@ _CUSTODY: Final[Mapping[str, str]] = {
 _DECLINED_CLAIM: Final = (
     "No erasure is claimed: every gate passed, but the release was declined, so the model that was evaluated was not "
     "put into use; nothing is claimed about the one that is."
+)
+_RESURFACED_CLAIM: Final = (
+    "No erasure is claimed: every gate passed, but the version that was evaluated brings an earlier deletion back, so "
+    "it was not put into use; nothing is claimed about the one that is."
 )
 _FIXED_SEED: Final = (
     "The operator set the seed of the verification before the run instead of drawing it, so the questions and the "
@@ -136,7 +142,18 @@ def limitations_of(facts: ErasureFacts) -> tuple[str, ...]:
 
 _WORDINGS: Final[Mapping[str, Callable[[ErasureFacts], Words]]] = {
     "1": lambda facts: Words(title_of(facts.verdict), claim_of(facts), limitations_of(facts), "1"),
+    "2": lambda facts: Words(
+        title_of(facts.verdict),
+        _RESURFACED_CLAIM if _is_resurfaced(facts) else claim_of(facts),
+        (*limitations_of(facts), *_of_earlier_deletions(facts), *_of_later_versions(facts)),
+        "2",
+    ),
 }
+
+
+def _is_resurfaced(facts: ErasureFacts) -> bool:
+    shown = facts.sustainability
+    return is_declined(facts.evaluation) and shown is not None and shown.result == "FAIL"
 
 
 def is_declined(evaluation: Evaluation) -> bool:
@@ -227,3 +244,53 @@ def _of_missing_results(facts: ErasureFacts) -> Iterator[str]:
         yield "Recipients of the model or its outputs were not recorded, so none were told."
     if facts.disposal is None:
         yield "The request's own data were not yet destroyed when this was signed."
+
+
+# --- earlier deletions (wording 2) --------------------------------------------------------------------------------
+
+
+def _of_earlier_deletions(facts: ErasureFacts) -> Iterator[str]:
+    shown = facts.sustainability
+    if shown is None:
+        return
+    if shown.earlier == "0":
+        yield "No earlier deletion of this model was on record, so none was tested again on this version."
+        return
+    if shown.result == "NOT_RUN":
+        yield f"None of the {_deletions(shown.earlier)} of this model was tested again on this version."
+        return
+    yield (
+        f"Of {_deletions(shown.earlier)} of this model, {shown.by_spike_in} were tested again on this version by "
+        f"synthetic people deleted along with the persons, {shown.by_vault} by the persons' own sealed probes; a "
+        "synthetic person who stays gone speaks for a person only as far as the two are alike."
+    )
+    if shown.not_tested != "0":
+        yield (
+            f"{shown.not_tested} of {_deletions(shown.earlier)} could not be tested again on this version; nothing is "
+            "said about them."
+        )
+    if shown.result == "INCONCLUSIVE":
+        yield "Testing earlier deletions again was inconclusive: none was found to be back, and no bound was shown."
+
+
+def _of_later_versions(facts: ErasureFacts) -> Iterator[str]:
+    shown = facts.sustainability
+    if shown is None or facts.verdict != "PASS":
+        return
+    if shown.later.spike_in:
+        yield (
+            "Later versions are tested for this deletion by a synthetic person who was deleted along with the person, "
+            "whose own records are gone."
+        )
+    if shown.later.vault_until is not None:
+        yield (
+            f"Until {shown.later.vault_until} the person's own records are kept sealed, as probes of later versions; "
+            "then their key is destroyed."
+        )
+    if not shown.later.spike_in:
+        until = f" after {shown.later.vault_until}" if shown.later.vault_until else ""
+        yield f"Nothing stands for this deletion{until}: later versions cannot be tested for it."
+
+
+def _deletions(count: str) -> str:
+    return f"{count} earlier deletion" if count == "1" else f"{count} earlier deletions"

@@ -22,4 +22,6 @@ urlpatterns = [
     path("certificates/<str:certificate_id>/issue", views.issue, name="issue"),
     path("certificates/<str:certificate_id>/<str:kind>", views.certificate_file, name="certificate_file"),
     path("models", views.models, name="models"),
+    path("models/<str:model_id>/ledger", views.ledger, name="ledger"),
+    path("sweeps/<str:sweep_id>/sweep.json", views.sweep_file, name="sweep_file"),
 ]

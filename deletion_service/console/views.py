@@ -24,12 +24,14 @@ from deletion_service.certificates.envelope import LARGEST_ENVELOPE, read_envelo
 from deletion_service.certificates.evaluation import gate_rows
 from deletion_service.certificates.evidence import open_evidence
 from deletion_service.certificates.issuing import check_draft, check_issuer, examine, issue_certificate
-from deletion_service.certificates.models import Certificate, Evidence, EvidenceDecision
+from deletion_service.certificates.models import Certificate, Evidence, EvidenceDecision, Sweep
 from deletion_service.certificates.promotion import check_choice, decide_evidence
 from deletion_service.certificates.statement import Statement, read_statement
+from deletion_service.certificates.sweeps import alarms
 from deletion_service.console.access import staff_page
 from deletion_service.console.actions import Offer, actor_of, closed_because, find_action, offers
 from deletion_service.console.forms import EvidenceForm, MatchForm, QueueFilter
+from deletion_service.console.ledger import entry_lines, ledger_section, sweep_line, tested_points
 from deletion_service.console.pictures import Section, bounds_section, sections
 from deletion_service.console.queue import filtered_cases, queue_row
 from deletion_service.console.tables import gate_lines
@@ -60,6 +62,7 @@ def queue(request: HttpRequest, member: StaffMember) -> HttpResponse:
     context = {
         "rows": [queue_row(case, today=today) for case in page],
         "page": page,
+        "alarms": [sweep_line(row) for row in alarms()],
         "filter": chosen,
         "query": query.urlencode(),
         "here": "queue",
@@ -77,12 +80,17 @@ def case(request: HttpRequest, member: StaffMember, request_id: str) -> HttpResp
     row = _case(request_id)
     clocks = [{"clock": clock, "share": elapsed_share(clock, today=timezone.localdate())} for clock in row.clocks.all()]
     targets = row.targets.select_related("model").prefetch_related(
-        "contaminated__version", "sources", "evidence", Prefetch("certificates", Certificate.objects.all())
+        "contaminated__version",
+        "sources",
+        "evidence",
+        "sweeps__version__model",
+        Prefetch("certificates", Certificate.objects.all()),
     )
     context = {
         "case": row,
         "clocks": clocks,
         "targets": targets,
+        "swept": [(target, sweep_line(sweep)) for target in targets for sweep in target.sweeps.all()],
         "jobs": row.jobs.select_related("target__model"),
         "letters": row.letters.all(),
         "disposals": row.disposals.all(),
@@ -166,7 +174,7 @@ def accept_match(request: HttpRequest, member: StaffMember, target_id: str) -> H
 @staff_page(Action.MANAGE_JOBS)
 def job(request: HttpRequest, member: StaffMember, job_id: str, verb: str) -> HttpResponse:
     """Cancel a job or try it again."""
-    row = Job.objects.filter(pk=job_id).first()
+    row = Job.objects.select_related("version").filter(pk=job_id).first()
     if row is None or verb not in {"cancel", "retry"}:
         raise NotFoundError("no such job")
     try:
@@ -174,6 +182,8 @@ def job(request: HttpRequest, member: StaffMember, job_id: str, verb: str) -> Ht
         messages.success(request, "The job was asked to stop." if verb == "cancel" else "The job is tried again.")
     except DomainError as exc:
         messages.error(request, _sentence(exc.message))
+    if row.version is not None:
+        return redirect("console:ledger", model_id=row.version.model_id)
     return redirect("console:case", request_id=row.request_id)
 
 
@@ -238,12 +248,15 @@ def decide(request: HttpRequest, member: StaffMember, request_id: str) -> HttpRe
             return redirect("console:case", request_id=row.pk)
         except DomainError as exc:
             form.add_error(None, _sentence(exc.message))
+    targets = row.targets.filter(status="judged").select_related("model")
+    judged = targets.prefetch_related("evidence", "sweeps__version__model")
     context = {
         "case": row,
         "form": form,
         "faults": form.faults() if form.is_bound else [],
         "choices": [_choice(row, value, label) for value, label in EvidenceDecision.Choice.choices],
-        "targets": row.targets.filter(status="judged").select_related("model").prefetch_related("evidence"),
+        "targets": judged,
+        "swept": [(target, sweep_line(sweep)) for target in judged for sweep in target.sweeps.all()],
         "here": "queue",
     }
     return render(request, "console/decide.html", context, status=409 if form.errors else 200)
@@ -363,6 +376,39 @@ def models(request: HttpRequest, member: StaffMember) -> HttpResponse:
     versions = ModelVersion.objects.select_related("parent", "training_manifest").prefetch_related("contaminations")
     rows = TrainedModel.objects.order_by("name").prefetch_related(Prefetch("versions", versions.order_by("-number")))
     return render(request, "console/models.html", {"models": rows, "here": "models"})
+
+
+@require_safe
+@staff_page(Action.READ_MODELS)
+def ledger(request: HttpRequest, member: StaffMember, model_id: str) -> HttpResponse:
+    """Earlier deletions by request, what remains of each over versions, alarms."""
+    model = TrainedModel.objects.filter(pk=model_id).first()
+    if model is None:
+        raise NotFoundError("no such model")
+    sweeps = list(Sweep.objects.filter(version__model=model).select_related("version__model").order_by("-sealed_at"))
+    points = tested_points(sweeps)
+    waiting = Job.objects.filter(version__model=model).exclude(state=JobState.DONE).select_related("version")
+    context = {
+        "model": model,
+        "alarms": [sweep_line(row) for row in alarms().filter(version__model=model)],
+        "entries": entry_lines(model, points),
+        "section": _drawn(ledger_section(sweeps, points)),
+        "lines": [sweep_line(row) for row in sweeps],
+        "jobs": waiting,
+        "manages_jobs": staff_principal(member).may(Action.MANAGE_JOBS),
+        "here": "models",
+    }
+    return render(request, "console/ledger.html", context)
+
+
+@require_safe
+@staff_page(Action.READ_EVIDENCE)
+def sweep_file(request: HttpRequest, member: StaffMember, sweep_id: str) -> HttpResponse:
+    """The sealed bytes of a sweep."""
+    row = Sweep.objects.filter(pk=sweep_id, document__isnull=False).first()
+    if row is None:
+        raise NotFoundError("no such sweep")
+    return _file(bytes(row.document or b""), f"{row.pk}.sweep.json")
 
 
 # --- finding rows -------------------------------------------------------------------------------------------------

@@ -30,6 +30,7 @@ from deletion_service.requests.identity import identity_token, status_token
 from deletion_service.requests.models import ErasureRequest, IdentityCheck, RequestEvent
 from deletion_service.requests.payload import open_sealed
 from deletion_service.requests.statuses import RequestStatus
+from deletion_service.targets.ledger import sealed_vault
 from deletion_service.targets.statuses import TargetStatus, Verdict
 from ml.digests import sha256_hex
 
@@ -69,6 +70,7 @@ def owe_letters() -> int:
     return owed
 
 
+@transaction.atomic
 def owe_letter(
     request: ErasureRequest,
     kind: str,
@@ -178,6 +180,8 @@ def _letter_context(request: ErasureRequest) -> dict[str, Any]:
         "outcome": request.get_outcome_display(),
         "released": request.outcome in (Outcome.ERASED, Outcome.PARTIALLY_ERASED),
         "declined": request.targets.filter(status=TargetStatus.NOT_RELEASED, verdict=Verdict.PASS).exists(),
+        "resurfaced": request.targets.filter(status=TargetStatus.NOT_RELEASED, sweeps__result=Verdict.FAIL).exists(),
+        "vault": sealed_vault(request),
         "planned_on": request.planned_on.isoformat() if request.planned_on else "",
         "refusal": request.get_refusal_display(),
         "refusal_note": request.refusal_note,

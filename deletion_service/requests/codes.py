@@ -137,6 +137,7 @@ class DataClass(models.TextChoices):
     PAYLOAD = "A", "payload"
     IDENTITY = "B", "identity proof"
     CONTACT = "C", "contact"
+    VAULT = "V", "verification probes"
 
 
 # What runs derive from the payload; it is never sealed, only wiped (class F of the same section).

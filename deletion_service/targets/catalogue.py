@@ -12,6 +12,7 @@ from django.db import IntegrityError, transaction
 
 from deletion_service.audit import trail
 from deletion_service.errors import InvalidInputError, NotFoundError, RegistryError, UnknownModelError
+from deletion_service.targets.jobs import owe_sweep
 from deletion_service.targets.models import ModelVersion, TrainedModel, TrainingManifest, TrainingManifestEntry
 from deletion_service.targets.registries import ModelRegistry, open_registry
 from deletion_service.targets.sources import open_source
@@ -112,6 +113,9 @@ def register_version(
     )
     if created:
         trail.record(actor=actor, action="version.registered", obj=version)
+    if created and status == VersionStatus.REGISTERED and version.base is not None and model.ledger.exists():
+        # It was made elsewhere and may bring back what was deleted; nobody else will look.
+        owe_sweep(version)
     return version
 
 
@@ -176,6 +180,24 @@ def versions_that_learned(model: TrainedModel, record_ids: Sequence[str]) -> lis
         )
         found |= set(entries.values_list("manifest__version_id", flat=True).distinct())
     return list(ModelVersion.objects.filter(pk__in=found).order_by("number"))
+
+
+def training_batch(version: ModelVersion, record_ids: Sequence[str]) -> str | None:
+    """Return the id of the first version in the lineage of `version` that learned any of the records: the training
+    batch they came with. `None` where no manifest lists them."""
+    lineage: list[str] = []
+    row: ModelVersion | None = version
+    while row is not None:
+        lineage.append(row.pk)
+        row = row.parent
+    found: set[str] = set()
+    digests = [record_sha256(record_id) for record_id in record_ids]
+    for start in range(0, len(digests), 500):
+        entries = TrainingManifestEntry.objects.filter(
+            manifest__version__in=lineage, record_sha256__in=digests[start : start + 500]
+        )
+        found |= set(entries.values_list("manifest__version_id", flat=True))
+    return next((version_id for version_id in reversed(lineage) if version_id in found), None)
 
 
 def inherit_manifest(candidate: ModelVersion, *, without: Sequence[str], trained_on: date) -> TrainingManifest | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Any
 
 from django.conf import settings
 from django.utils import timezone
@@ -11,10 +12,10 @@ from deletion_service.audit import trail
 from deletion_service.dispatch import ring
 from deletion_service.errors import IllegalTransitionError
 from deletion_service.requests.models import ErasureRequest
-from deletion_service.targets.models import ErasureTarget, Job, UnlearningRun
+from deletion_service.targets.models import ErasureTarget, Job, ModelVersion, UnlearningRun
 from deletion_service.targets.statuses import JobKind, JobState
 
-_COMPUTE = frozenset({JobKind.UNLEARN, JobKind.VERIFY})
+_COMPUTE = frozenset({JobKind.UNLEARN, JobKind.VERIFY, JobKind.SWEEP})
 
 
 def owe(
@@ -26,23 +27,33 @@ def owe(
     round_: int = 1,
 ) -> Job:
     """Write the job `kind` unless it is owed already, and ring for a worker after commit."""
-    queue = settings.COMPUTE_QUEUE if kind in _COMPUTE else "cpu"
-    now = timezone.now()
-    job, _ = Job.objects.get_or_create(
-        kind=kind,
-        request=request,
-        target=target,
-        round=round_,
-        defaults={
-            "run": run,
-            "queue": queue,
-            "available_at": now,
-            "deadline_at": now + timedelta(seconds=settings.JOB_DEADLINE_S),
-            "max_attempts": settings.JOB_MAX_ATTEMPTS,
-        },
-    )
+    queue = _queue(kind)
+    defaults = {"run": run, **_at_once(queue)}
+    job, _ = Job.objects.get_or_create(kind=kind, request=request, target=target, round=round_, defaults=defaults)
     ring(queue)
     return job
+
+
+def owe_sweep(version: ModelVersion) -> Job:
+    """Write the sweep of a version that came from outside, unless it is owed already."""
+    queue = _queue(JobKind.SWEEP)
+    job, _ = Job.objects.get_or_create(kind=JobKind.SWEEP, version=version, round=1, defaults=_at_once(queue))
+    ring(queue)
+    return job
+
+
+def _queue(kind: JobKind) -> str:
+    return settings.COMPUTE_QUEUE if kind in _COMPUTE else "cpu"
+
+
+def _at_once(queue: str) -> dict[str, Any]:
+    now = timezone.now()
+    return {
+        "queue": queue,
+        "available_at": now,
+        "deadline_at": now + timedelta(seconds=settings.JOB_DEADLINE_S),
+        "max_attempts": settings.JOB_MAX_ATTEMPTS,
+    }
 
 
 def cancel_job(job: Job, *, actor: str) -> None:
@@ -53,7 +64,7 @@ def cancel_job(job: Job, *, actor: str) -> None:
     asked = Job.objects.filter(pk=job.pk, state=JobState.LEASED).update(cancel_requested=True)
     if not stopped and not asked:
         raise IllegalTransitionError(f"job {job.pk} is {job.get_state_display()}; it cannot be cancelled")
-    trail.record(actor=actor, action="job.cancel_requested", obj=job, request_id=job.request_id)
+    trail.record(actor=actor, action="job.cancel_requested", obj=job, request_id=job.request_id or "")
     job.refresh_from_db()
 
 
@@ -69,6 +80,6 @@ def retry_job(job: Job, *, actor: str) -> None:
     )
     if not changed:
         raise IllegalTransitionError(f"job {job.pk} is {job.get_state_display()}; only a failed one can be retried")
-    trail.record(actor=actor, action="job.retried", obj=job, request_id=job.request_id)
+    trail.record(actor=actor, action="job.retried", obj=job, request_id=job.request_id or "")
     job.refresh_from_db()
     ring(job.queue)

@@ -9,7 +9,7 @@ from django.db import transaction
 from deletion_service.audit import trail
 from deletion_service.errors import IllegalTransitionError, StaleStateError
 from deletion_service.targets.models import ErasureTarget, TargetEvent
-from deletion_service.targets.statuses import TARGET_MOVES, TargetStatus
+from deletion_service.targets.statuses import TARGET_MOVES, TargetStatus, Verdict
 
 
 @transaction.atomic
@@ -28,6 +28,15 @@ def move(target: ErasureTarget, to: str, *, actor: str, reason: str, **changes: 
     TargetEvent.objects.create(target=target, old_status=old, new_status=to, actor=actor, reason=reason)
     trail.record(actor=actor, action=f"target.{to}", obj=target, reason=reason, request_id=target.request_id)
     target.refresh_from_db()
+
+
+@transaction.atomic
+def lower_verdict(target: ErasureTarget, *, actor: str, reason: str) -> None:
+    """Make the verdict of a judged target a FAIL, for what was found since; it is never raised."""
+    judged = ErasureTarget.objects.filter(pk=target.pk, status=TargetStatus.JUDGED).exclude(verdict=Verdict.FAIL)
+    if judged.update(verdict=Verdict.FAIL):
+        trail.record(actor=actor, action="target.failed", obj=target, reason=reason, request_id=target.request_id)
+        target.refresh_from_db()
 
 
 def record_located(target: ErasureTarget, *, actor: str) -> None:

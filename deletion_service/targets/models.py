@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from django.db import models
 from django.db.models import F, Q
 
@@ -20,6 +22,8 @@ from deletion_service.targets.statuses import (
 )
 
 _ID = ID_LENGTH + 4
+LONGEST_VAULT_DAYS: Final = 90
+"""How long a person's own probes may be kept to test later versions (verification section 12)."""
 
 
 class TrainedModel(models.Model):
@@ -285,8 +289,77 @@ class UnlearningRun(models.Model):
         return self.id
 
 
+class Sentinel(models.Model):
+    """What stands for one deletion when later versions are tested. Append-only.
+
+    A spike-in is a synthetic person deleted along with the data subject; its records may be kept for ever. A vault
+    holds the person's own probes, sealed under their own key (class V) until a date. `scores` are what each primary
+    attack saw before the deletion, by attack: the subject's and those of never-trained twins.
+    """
+
+    class Kind(models.TextChoices):
+        SPIKE_IN = "spike_in", "spike-in"
+        VAULT = "vault", "probe vault"
+
+    target = models.ForeignKey(ErasureTarget, on_delete=models.PROTECT, related_name="sentinels")
+    kind = models.CharField(max_length=8, choices=Kind)
+    mark = models.CharField(max_length=64, blank=True, default="")
+    probes = models.BinaryField(null=True, blank=True)
+    probes_sha256 = models.CharField(max_length=64)
+    scores = models.JSONField(default=dict)
+    basis = models.CharField(max_length=200, blank=True, default="")
+    vault_days = models.PositiveSmallIntegerField(null=True, blank=True)
+    expires_on = models.DateField(null=True, blank=True)
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        ordering = ("id",)
+        constraints = [
+            models.UniqueConstraint(fields=("target", "kind"), name="sentinel_once_per_target_and_kind"),
+            models.CheckConstraint(
+                condition=(
+                    Q(kind="spike_in", probes__isnull=False, basis="", vault_days=None, expires_on=None) & ~Q(mark="")
+                )
+                | (
+                    Q(kind="vault", probes=None, mark="", expires_on__isnull=False)
+                    & Q(vault_days__isnull=False, vault_days__gte=1, vault_days__lte=LONGEST_VAULT_DAYS)
+                    & ~Q(basis="")
+                ),
+                name="sentinel_is_a_spike_in_or_a_vault_with_basis_and_end",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.target_id} {self.kind}"
+
+
+class LedgerEntry(models.Model):
+    """One deletion that later versions of a model must not bring back, numbered from 1. Append-only.
+
+    What stands for it are the sentinels of its target; one without any can never be tested again.
+    """
+
+    target = models.OneToOneField(ErasureTarget, on_delete=models.PROTECT, related_name="ledger_entry")
+    model = models.ForeignKey(TrainedModel, on_delete=models.PROTECT, related_name="ledger")
+    number = models.PositiveIntegerField()
+    entered_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        ordering = ("model", "number")
+        constraints = [
+            models.UniqueConstraint(fields=("model", "number"), name="ledger_number_is_unique_per_model"),
+            models.CheckConstraint(condition=Q(number__gte=1), name="ledger_is_numbered_from_one"),
+        ]
+
+    def __str__(self) -> str:
+        return f"deletion {self.number} of {self.model}"
+
+
 class Job(models.Model):
-    """One leased piece of work; it may fail without its request failing. The token fences every effect."""
+    """One leased piece of work; it may fail without its request failing. The token fences every effect.
+
+    It is about a request or, for a version that came from outside, about that version.
+    """
 
     Kind = JobKind
     State = JobState
@@ -294,7 +367,8 @@ class Job(models.Model):
     id = models.CharField(primary_key=True, max_length=_ID, default=job_id)
     kind = models.CharField(max_length=16, choices=JobKind)
     queue = models.CharField(max_length=16)
-    request = models.ForeignKey(ErasureRequest, on_delete=models.PROTECT, related_name="jobs")
+    request = models.ForeignKey(ErasureRequest, null=True, blank=True, on_delete=models.PROTECT, related_name="jobs")
+    version = models.ForeignKey(ModelVersion, null=True, blank=True, on_delete=models.PROTECT, related_name="jobs")
     target = models.ForeignKey(ErasureTarget, null=True, blank=True, on_delete=models.PROTECT, related_name="jobs")
     run = models.ForeignKey(UnlearningRun, null=True, blank=True, on_delete=models.PROTECT, related_name="jobs")
     round = models.PositiveIntegerField(default=1)
@@ -331,6 +405,16 @@ class Job(models.Model):
                 name="job_lease_if_and_only_if_leased",
             ),
             models.CheckConstraint(condition=Q(attempts__lte=F("max_attempts")), name="job_attempts_within_limit"),
+            models.CheckConstraint(
+                condition=Q(request__isnull=False, version=None)
+                | Q(request=None, target=None, run=None, version__isnull=False, kind="sweep"),
+                name="job_is_about_a_request_or_a_version_from_outside",
+            ),
+            models.UniqueConstraint(
+                fields=("version", "kind", "round"),
+                condition=Q(version__isnull=False),
+                name="job_once_per_version_and_round",
+            ),
             models.UniqueConstraint(
                 fields=("request", "kind", "round"), condition=Q(target=None), name="job_once_per_request_and_round"
             ),
@@ -343,6 +427,13 @@ class Job(models.Model):
 
     def __str__(self) -> str:
         return f"{self.id} {self.kind} {self.state}"
+
+    @property
+    def case(self) -> ErasureRequest:
+        """The request that the job is about; only a sweep of a version from outside has none."""
+        if self.request is None:
+            raise ValueError(f"job {self.pk} is about a version, not about a request")
+        return self.request
 
 
 class Device(models.Model):

@@ -61,6 +61,7 @@ class JobKind(models.TextChoices):
     LOCATE = "locate", "locate"
     UNLEARN = "unlearn", "unlearn"
     VERIFY = "verify", "verify"
+    SWEEP = "sweep", "test earlier deletions again"
     PROMOTE = "promote", "promote"
     RETIRE = "retire", "retire"
     DISPOSE = "dispose", "dispose"
@@ -80,11 +81,13 @@ class JobState(models.TextChoices):
 
 R = RequestStatus
 
-# A job runs only while its request owes it. A hold suspends jobs, a withdrawal cancels them.
+# A job runs only while its request owes it. A hold suspends jobs, a withdrawal cancels them. A sweep that failed may be
+# tried again while people decide; one of a version from outside has no request and is always owed.
 OWED_IN: Final[dict[str, frozenset[str]]] = {
     JobKind.LOCATE: frozenset({R.LOCATING}),
     JobKind.UNLEARN: frozenset({R.WORKING}),
     JobKind.VERIFY: frozenset({R.WORKING}),
+    JobKind.SWEEP: frozenset({R.WORKING, R.EVIDENCE_REVIEW}),
     JobKind.PROMOTE: frozenset({R.RELEASING}),
     JobKind.RETIRE: frozenset({R.RELEASING, R.EVIDENCE_REVIEW}),
     JobKind.DISPOSE: frozenset({R.RELEASING, R.EVIDENCE_REVIEW}),

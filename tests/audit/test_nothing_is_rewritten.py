@@ -20,13 +20,15 @@ from deletion_service.certificates.models import (
     LogCheckpoint,
     LogEntry,
     SignedRevocations,
+    Sweep,
     VerdictPolicy,
 )
 from deletion_service.requests.models import DisposalEvent, ErasureRequest, RequestEvent
-from deletion_service.targets.models import TargetEvent, UnlearningRun
+from deletion_service.targets.models import LedgerEntry, Sentinel, TargetEvent, UnlearningRun
 from tests.cast import second_reviewer
 from tests.flow.conftest import release, run_all_jobs
 from tests.triggers import lifted_triggers
+from tests.world import make_model
 from workers.reconcile import reconcile
 
 pytestmark = pytest.mark.django_db
@@ -44,6 +46,9 @@ APPEND_ONLY: tuple[type[models.Model], ...] = (
     LogEntry,
     LogCheckpoint,
     SignedRevocations,
+    Sentinel,
+    LedgerEntry,
+    Sweep,
 )
 FROZEN: dict[type[models.Model], tuple[str, ...]] = {
     Certificate: (
@@ -73,7 +78,8 @@ GUARDED = (*APPEND_ONLY, *FROZEN)
 @pytest.fixture
 def written(case: Callable[..., ErasureRequest]) -> ErasureRequest:
     """A case brought to its end, so that every table has rows."""
-    request = release(case())
+    make_model(spike_ins=1)
+    request = release(case(model=False))
     issue_certificate(Certificate.objects.get(), member=second_reviewer())
     run_all_jobs()
     reconcile()

@@ -22,6 +22,7 @@ from deletion_service.certificates.facts import (
     Approval,
     Disposal,
     ErasureFacts,
+    LaterTests,
     MethodFacts,
     ModelBefore,
     NamedDigest,
@@ -30,6 +31,7 @@ from deletion_service.certificates.facts import (
     Retirement,
     Scope,
     SourceResult,
+    Sustainability,
     Validity,
     manifest_rows,
 )
@@ -59,6 +61,9 @@ ORIGIN = "log.lethe.example/erasure"
 ISSUED_AT = "2027-03-05T12:00:00Z"
 BEFORE_SHA256 = sha256_hex(b"the model before")
 BASE_SHA256 = sha256_hex(b"the base model")
+NOBODY_EARLIER = Sustainability(
+    "NOT_RUN", "no_earlier_deletions", "0", "0", "0", "0", None, LaterTests(spike_in=True, vault_until=None)
+)
 SEED = 20270305
 SEED_COMMITMENT = seed_commitment("run_01", SEED)
 MODEL_FILES = {
@@ -208,6 +213,7 @@ def facts(
         key_custody="one_host",
         validity=Validity("2028-03-05", ("weights changed", "adapter added", "quantised build not listed")),
         supersedes=None,
+        sustainability=NOBODY_EARLIER,
     )
     return replace(collected, **changes)
 

@@ -25,6 +25,8 @@ UNKNOWN = {
     "evidence_id": "evd_01kexample0000000000000000",
     "certificate_id": "crt_01kexample0000000000000000",
     "job_id": "job_01kexample0000000000000000",
+    "model_id": "mdl_01kexample0000000000000000",
+    "sweep_id": "swp_01kexample0000000000000000",
     "verb": "cancel",
     "kind": "dsse.json",
     "name": "hold",
@@ -39,6 +41,8 @@ READ_ONLY = {
     "certificate",
     "certificate_file",
     "models",
+    "ledger",
+    "sweep_file",
 }
 
 

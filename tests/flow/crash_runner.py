@@ -92,7 +92,7 @@ class Death(threading.local):
 
 def read_deaths(path: Path) -> list[str]:
     """Return where a runner died, in order."""
-    return path.read_text().split() if path.is_file() else []
+    return path.read_text().splitlines() if path.is_file() else []
 
 
 def install(death: Death) -> None:

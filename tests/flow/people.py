@@ -28,7 +28,7 @@ from deletion_service.audit.trail import verify_chain  # noqa: E402
 from deletion_service.certificates.custody import issuer_document  # noqa: E402
 from deletion_service.certificates.evidence import open_evidence  # noqa: E402
 from deletion_service.certificates.issuing import issue_certificate  # noqa: E402
-from deletion_service.certificates.models import Certificate, Evidence, LogEntry, Promotion  # noqa: E402
+from deletion_service.certificates.models import Certificate, Evidence, LogEntry, Promotion, Sweep  # noqa: E402
 from deletion_service.certificates.policies import current_plan  # noqa: E402
 from deletion_service.certificates.promotion import decide_evidence  # noqa: E402
 from deletion_service.certificates.verify import verify_certificate  # noqa: E402
@@ -40,7 +40,7 @@ from deletion_service.requests.models import ErasureRequest, SealedItem  # noqa:
 from deletion_service.requests.payload import open_sealed  # noqa: E402
 from deletion_service.targets.batching import start_work  # noqa: E402
 from deletion_service.targets.locate import fix_targets, start_search  # noqa: E402
-from deletion_service.targets.models import Job, UnlearningRun  # noqa: E402
+from deletion_service.targets.models import Job, LedgerEntry, Sentinel, UnlearningRun  # noqa: E402
 from deletion_service.targets.registries import open_registry  # noqa: E402
 from ml.digests import canonical_json  # noqa: E402
 from tests.cast import Identifier, application, rhea, second_reviewer  # noqa: E402
@@ -135,6 +135,9 @@ def facts() -> dict[str, Any]:
         ],
         "promotions": list(Promotion.objects.values_list("epoch", "status", "to_version__number")),
         "alias": [[row["from"], row["to"]] for row in map(json.loads, history.splitlines())],
+        "ledger": list(LedgerEntry.objects.values_list("number", flat=True)),
+        "sentinels": list(Sentinel.objects.values_list("kind", "mark", "probes_sha256", "scores")),
+        "sweeps": list(Sweep.objects.values_list("attempt", "result", "reason", "earlier")),
         "log": list(LogEntry.objects.values_list("index", "kind")),
         "audit": sorted(AuditEvent.objects.values_list("actor", "action", "object_type", "reason")),
         "chain": verify_chain(),

@@ -49,14 +49,19 @@ _PATIENCE_S = 300.0
 class Stand(Deployment):
     """A deployment whose processes are groups of their own, so that `kill -9` takes all of one at once."""
 
-    def prepare(self, world: TinyWorld) -> None:
-        """Keys, database, and a model that memorised everybody, with the source it learned from."""
+    def prepare(self, world: TinyWorld, *, spike_ins: int = 0) -> None:
+        """Keys, database, and a model that memorised everybody, with the source it learned from.
+
+        Spike-ins are listed as learned although this model never saw them: for tests of the way, not of the numbers.
+        """
         source = self.home / "sources" / SOURCE
         source.mkdir(parents=True)
         write_training_source(source, world.world)
         (source / "question_bank.json").write_bytes(Path(world.bank.path).read_bytes())
         self.manage("create_keys")
         self.manage("migrate", "--verbosity", "0")
+        if spike_ins:
+            self.manage("plant_spike_ins", SOURCE, "--seed", "3", "--people", str(spike_ins))
         self.manage(
             "register_model", MODEL, "--base", world.base.path, "--model", world.before.path, "--source", SOURCE
         )
@@ -187,12 +192,14 @@ def until(claim: Any, *, what: str, patience_s: float = 60.0) -> None:
 
 
 @contextmanager
-def deployed(out: Path, world: TinyWorld, *, database_url: str = "", **changes: str) -> Iterator[Stand]:
+def deployed(
+    out: Path, world: TinyWorld, *, database_url: str = "", spike_ins: int = 0, **changes: str
+) -> Iterator[Stand]:
     """A prepared deployment, whose processes are ended afterwards."""
     settings = {**QUICK, **changes, **({"DATABASE_URL": database_url} if database_url else {})}
     made = Stand(out, free_port(), settings)
     try:
-        made.prepare(world)
+        made.prepare(world, spike_ins=spike_ins)
         yield made
     finally:
         made.stop()

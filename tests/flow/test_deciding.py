@@ -34,7 +34,7 @@ from workers.jobs import run_next_job
 from workers.reconcile import reconcile
 from workers.stages import STAGES
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.slow, pytest.mark.django_db]
 Case = Callable[..., ErasureRequest]
 RETRAINING = date(2027, 1, 1)
 

@@ -32,7 +32,7 @@ from tests.simulator import Simulator
 from tests.world import make_model
 from workers.reconcile import reconcile
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.slow, pytest.mark.django_db]
 Case = Callable[..., ErasureRequest]
 
 

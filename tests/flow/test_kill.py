@@ -10,7 +10,7 @@ import pytest
 
 from deletion_service.targets.statuses import JobKind
 from tests.flow.conftest import Played
-from tests.flow.stand import deployed
+from tests.flow.stand import deployed, until
 from tests.tiny import TinyWorld
 
 pytestmark = pytest.mark.slow
@@ -86,3 +86,24 @@ def test_unlearning_that_was_killed_goes_on_from_its_checkpoint_to_the_same_weig
     whole, resumed = results
     assert (whole["resumed_from_step"], resumed["resumed_from_step"]) == (0, 25)
     assert resumed["candidate_manifest_sha256"] == whole["candidate_manifest_sha256"]
+
+
+def test_a_sweep_that_was_killed_is_taken_up_again_and_ends_the_same(tiny: TinyWorld, tmp_path: Path) -> None:
+    """What stands for Alice later is measured on the model before; the runner dies in its midst and at its end."""
+    ends = []
+    for name, die in (("whole", ()), ("killed", ("sweep:swaps merged-0", "sweep:fence-2", "sweep:commit"))):
+        with deployed(tmp_path / name, tiny, spike_ins=2) as stand:
+            stand.begin_runner(tiny, *die)
+            stand.ask(tiny)
+            stand.people("finish")
+            until(lambda stand=stand, die=die: set(stand.deaths) == set(die), what="the deaths")  # type: ignore[misc]
+            ends.append(stand.people("facts"))
+    whole, resumed = ends
+    assert [kind for kind, *_ in whole["sentinels"]] == ["spike_in"]
+    # Which twins are drawn follows from the id of the request, so that scores of two cases differ.
+    what_stands = [[[*row[:3], sorted(row[3])] for row in end["sentinels"]] for end in ends]
+    assert what_stands[0] == what_stands[1]
+    assert len(what_stands[0][0][3]) == 3
+    for fact in ("sweeps", "ledger", "outcome", "audit", "sources", "left"):
+        assert resumed[fact] == whole[fact], fact
+    assert (whole["sweeps"], whole["ledger"]) == ([[1, "NOT_RUN", "no_earlier_deletions", 0]], [1])

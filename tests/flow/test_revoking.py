@@ -19,7 +19,7 @@ from ml.digests import canonical_json
 from tests.cast import second_reviewer
 from tests.flow.conftest import release, run_all_jobs
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.slow, pytest.mark.django_db]
 LIST = "/.well-known/erasure-revocations.json"
 
 

@@ -19,7 +19,7 @@ from tests.flow.conftest import run_all_jobs
 from workers.jobs import Lease, run_next_job
 from workers.stages import STAGES
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.slow, pytest.mark.django_db]
 
 
 class Killer:

@@ -6,12 +6,13 @@ from typing import Final
 
 from deletion_service.targets.statuses import JobKind
 from workers.jobs import Stage
-from workers.stages import certify, dispose, locate, notify, promote, retire, unlearn, verify
+from workers.stages import certify, dispose, locate, notify, promote, retire, sweep, unlearn, verify
 
 STAGES: Final[dict[str, Stage]] = {
     JobKind.LOCATE: locate.run,
     JobKind.UNLEARN: unlearn.run,
     JobKind.VERIFY: verify.run,
+    JobKind.SWEEP: sweep.run,
     JobKind.PROMOTE: promote.run,
     JobKind.RETIRE: retire.run,
     JobKind.DISPOSE: dispose.run,

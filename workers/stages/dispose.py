@@ -24,7 +24,7 @@ def run(lease: Lease) -> None:
     """1. Clear and probe again; see that a statement can be made.  2. Wipe the work directory (class F) and look.
     3. Destroy the keys of classes A and B, with signed proof.  4. Owe a statement for every target."""
     job = lease.job()
-    targets = list(job.request.targets.exclude(status=TargetStatus.CANCELLED).select_related("model", "batch__before"))
+    targets = list(job.case.targets.exclude(status=TargetStatus.CANCELLED).select_related("model", "batch__before"))
     try:
         for target in targets:
             _check_again(lease, target)
@@ -32,16 +32,16 @@ def run(lease: Lease) -> None:
         if job.step != _DESTROYING:
             raise
         # The key went and its record did not come: an earlier try had looked, and nothing can be looked for now.
-    for unlearning in UnlearningRun.objects.filter(batch__targets__request=job.request).distinct():
+    for unlearning in UnlearningRun.objects.filter(batch__targets__request=job.case).distinct():
         wipe_run(unlearning)
     wipe_orphans()
-    record_wiped(job.request, check_wiped(job.request), actor="worker", sign=sign_disposal)
+    record_wiped(job.case, check_wiped(job.case), actor="worker", sign=sign_disposal)
     lease.record(step=_DESTROYING)
     for data_class in (DataClass.PAYLOAD, DataClass.IDENTITY):
-        destroy_class(job.request, data_class, actor="worker", sign=sign_disposal)
+        destroy_class(job.case, data_class, actor="worker", sign=sign_disposal)
     with lease.fenced():
         for target in targets:
-            owe(JobKind.CERTIFY, job.request, target=target, round_=job.round)
+            owe(JobKind.CERTIFY, job.case, target=target, round_=job.round)
         lease.finish()
 
 

@@ -12,12 +12,12 @@ from workers.jobs import Lease
 
 def run(lease: Lease) -> None:
     """1. Read the sources, outside any transaction.  2. Record matches under the fence.  3. Go on with instructions."""
-    found = search_sources(lease.job().request)
+    found = search_sources(lease.job().case)
     with lease.fenced() as job:
-        record_search(job.request, found)
+        record_search(job.case, found)
         lease.finish()
-        if job.request.capacity == Capacity.PROCESSOR:
-            _carry_out_instruction(job.request)
+        if job.case.capacity == Capacity.PROCESSOR:
+            _carry_out_instruction(job.case)
 
 
 def _carry_out_instruction(request: ErasureRequest) -> None:

@@ -6,6 +6,7 @@ from deletion_service.certificates.custody import issuer_signer
 from deletion_service.certificates.issuing import outcome_of, publish_certificate
 from deletion_service.certificates.models import ISSUED_STATUSES, Certificate, LogEntry
 from deletion_service.certificates.revoking import publish_revocations
+from deletion_service.certificates.sweeps import swept_bytes
 from deletion_service.requests.clocks import stop_clocks
 from deletion_service.requests.codes import ReasonCode
 from deletion_service.requests.lifecycle import move
@@ -20,7 +21,7 @@ def run(lease: Lease) -> None:
     """1. Sign the log's checkpoint, attach proofs, sign the list of revocations.  2. Store certificate and evidence in
     the registry.  3. Stop the clocks and complete; the move itself owes the letter."""
     job = lease.job()
-    issued = Certificate.objects.filter(target__request=job.request, status__in=ISSUED_STATUSES)
+    issued = Certificate.objects.filter(target__request=job.case, status__in=ISSUED_STATUSES)
     signer = issuer_signer()
     certificates = list(issued.select_related("target__model", "evidence__run__candidate"))
     with lease.fenced():
@@ -30,13 +31,13 @@ def run(lease: Lease) -> None:
     for certificate in certificates:
         _store(certificate)
     with lease.fenced():
-        stop_clocks(job.request)
+        stop_clocks(job.case)
         move(
-            job.request,
+            job.case,
             RequestStatus.COMPLETED,
             actor="worker",
             reason=ReasonCode.NO_RECIPIENTS_RECORDED,
-            outcome=outcome_of(job.request),
+            outcome=outcome_of(job.case),
         )
         lease.finish()
 
@@ -53,6 +54,8 @@ def _store(certificate: Certificate) -> None:
     registry.attach(candidate.number, "certificate.dsse.json", envelope)
     registry.attach(candidate.number, "certificate.log.json", canonical_json(certificate.log_proof))
     registry.attach(candidate.number, "evidence.json", bytes(certificate.evidence.document))
+    if (sweep := swept_bytes(candidate)) is not None:
+        registry.attach(candidate.number, "sweep.json", sweep)
     tags = {
         "erasure.certificate_id": certificate.pk,
         "erasure.certificate_sha256": sha256_hex(envelope),

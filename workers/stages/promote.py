@@ -9,6 +9,7 @@ from deletion_service.certificates.promotion import confirm_promotion, report_co
 from deletion_service.errors import AliasConflictError
 from deletion_service.targets.catalogue import inherit_manifest
 from deletion_service.targets.jobs import owe
+from deletion_service.targets.ledger import spike_in_records
 from deletion_service.targets.locate import sealed_matches
 from deletion_service.targets.models import ModelVersion
 from deletion_service.targets.registries import ModelRegistry, open_registry
@@ -38,8 +39,9 @@ def run(lease: Lease) -> None:
     with lease.fenced():
         confirm_promotion(promotion)
         forgotten = [record_id for m in sealed_matches(promotion.target) for record_id in m.proven]
-        inherit_manifest(promotion.to_version, without=forgotten, trained_on=timezone.localdate())
-        owe(JobKind.RETIRE, job.request, target=job.target, run=job.run, round_=job.round)
+        along = spike_in_records(promotion.target)
+        inherit_manifest(promotion.to_version, without=[*forgotten, *along], trained_on=timezone.localdate())
+        owe(JobKind.RETIRE, job.case, target=job.target, run=job.run, round_=job.round)
         lease.finish()
 
 

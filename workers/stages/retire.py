@@ -7,6 +7,7 @@ from deletion_service.requests.models import ErasureRequest
 from deletion_service.targets import lifecycle
 from deletion_service.targets.batching import close_batch
 from deletion_service.targets.jobs import owe
+from deletion_service.targets.ledger import enter
 from deletion_service.targets.models import ErasureTarget
 from deletion_service.targets.statuses import JobKind, TargetStatus
 from workers.clearing import clear, record_cleared, what_remains
@@ -39,6 +40,7 @@ def run(lease: Lease) -> None:
 def _settle(target: ErasureTarget) -> None:
     if target.status == TargetStatus.RELEASING:
         lifecycle.move(target, TargetStatus.RELEASED, actor="worker", reason="retired")
+        enter(target)
     if target.batch is not None:
         close_batch(target.batch)
         for unlearning in target.batch.runs.all():

@@ -97,5 +97,5 @@ def _register(
             report=report.to_document(),
             snapshots=unlearning.snapshots | {PROBES: probes},
         )
-        owe(JobKind.VERIFY, job.request, target=job.target, run=unlearning, round_=job.round)
+        owe(JobKind.VERIFY, job.case, target=job.target, run=unlearning, round_=job.round)
         lease.finish()

@@ -11,8 +11,9 @@ from deletion_service.requests.lifecycle import move
 from deletion_service.requests.models import ErasureRequest
 from deletion_service.requests.statuses import RequestStatus
 from deletion_service.targets import lifecycle
+from deletion_service.targets.jobs import owe
 from deletion_service.targets.models import ErasureTarget, UnlearningRun
-from deletion_service.targets.statuses import TargetStatus
+from deletion_service.targets.statuses import JobKind, TargetStatus, Verdict
 from ml.reports import VerificationReport
 from ml.specs import VerdictPolicy
 from ml.verify import run_verification
@@ -22,7 +23,8 @@ from workers.workspace import scratch
 
 
 def run(lease: Lease) -> None:
-    """1. Measure, resuming finished parts.  2. Judge and seal under the fence.  3. The last opens the review."""
+    """1. Measure, resuming finished parts.  2. Judge and seal under the fence.  3. Owe the sweep over earlier deletions
+    or, where the candidate cannot be released anyway, let the last one open the review."""
     job = lease.job()
     if job.target is None or job.run is None:
         raise ValueError("a verification job has a target and a run")
@@ -46,9 +48,13 @@ def run(lease: Lease) -> None:
 def record_verdict(
     target: ErasureTarget, run: UnlearningRun, *, report: VerificationReport, policy: VerdictPolicy
 ) -> None:
-    """Seal the evidence, move the target, and open the evidence review when every target has a verdict."""
+    """Seal the evidence; a PASS owes the sweep that comes next, anything else moves the target and may open the
+    evidence review."""
     evidence = seal_evidence(target, run, report=report, policy=policy)
     UnlearningRun.objects.filter(pk=run.pk, candidate__isnull=False).update(status=UnlearningRun.Status.VERIFIED)
+    if target.status == TargetStatus.WORKING and evidence.verdict == Verdict.PASS:
+        owe(JobKind.SWEEP, target.request, target=target, run=run, round_=run.attempt)
+        return
     if target.status == TargetStatus.WORKING:
         lifecycle.move(
             target, TargetStatus.JUDGED, actor="worker", reason=evidence.verdict.lower(), verdict=evidence.verdict

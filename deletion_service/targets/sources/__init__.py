@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
 from deletion_service.errors import InvalidInputError
 from deletion_service.requests.intake import Identifier
@@ -15,16 +15,21 @@ ErasureAction = Literal["deleted", "tombstoned"]
 Keys = frozenset[tuple[str, str]]
 
 
+SPIKE_IN_DOMAIN: Final = "spike-in.invalid"
+"""Where synthetic people have their mailboxes: a reserved domain, so that nobody can ever prove to own one."""
+
+
 @dataclass(frozen=True, slots=True)
 class SourceRecord:
-    """One training text and the identifiers it carries."""
+    """One training text and the identifiers it carries; `spike_in` marks the synthetic person it was planted for."""
 
     record: Record
     identifiers: tuple[Identifier, ...]
+    spike_in: str = ""
 
     def matches(self, wanted: Keys) -> bool:
-        """Whether any identifier is among `wanted` (type, normalised value)."""
-        return any((i.type, i.normalised) in wanted for i in self.identifiers)
+        """Whether any identifier is among `wanted` (type, normalised value); a synthetic person is nobody's."""
+        return not self.spike_in and any((i.type, i.normalised) in wanted for i in self.identifiers)
 
 
 class TrainingSource(Protocol):

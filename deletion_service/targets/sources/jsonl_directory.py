@@ -1,8 +1,9 @@
 """A training source in a directory of JSON Lines: `records-*.jsonl` and `question_bank.json`.
 
-A line has the fields of `ml.specs.Record` except `person`, plus `identifiers`. A tombstone is a line with a record id
-and `"erased": true`. Files are rewritten beside themselves and renamed, so that a crash leaves the old or the new one.
-Erasures and probes take one lock file: two erasures at once would each write back the rows that the other removed.
+A line has the fields of `ml.specs.Record` except `person`, plus `identifiers`; `spike_in` marks one of a synthetic
+person (`manage.py plant_spike_ins`). A tombstone is a line with a record id and `"erased": true`. Files are rewritten
+beside themselves and renamed, so that a crash leaves the old or the new one. Erasures and probes take one lock file:
+two erasures at once would each write back the rows that the other removed.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,11 +24,12 @@ from django.conf import settings as django_settings
 from deletion_service.errors import InvalidInputError, SourceError, SourceUnavailableError
 from deletion_service.requests.intake import Identifier
 from deletion_service.targets.registries.directory import NAME
-from deletion_service.targets.sources import ErasureAction, Keys, SourceRecord
+from deletion_service.targets.sources import SPIKE_IN_DOMAIN, ErasureAction, Keys, SourceRecord
 from ml.errors import SpecError
 from ml.specs import record_from_document
 
 _PARTIAL: Final = (".records-", ".part")
+_MARK: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 class JsonlDirectorySource:
@@ -85,6 +88,19 @@ class JsonlDirectorySource:
         erased = set(record_ids)
         with self._lock():
             return sum(1 for found in self.records() if found.record.record_id in erased or found.matches(wanted))
+
+    def plant(self, file_name: str, lines: Sequence[str]) -> Path:
+        """Write rows of synthetic people as a file of their own, before anything is trained on this source.
+
+        Raises:
+            InvalidInputError: the file is there already; rows that were learned must not be exchanged.
+        """
+        path = self._directory / file_name
+        with self._lock():
+            if path.exists():
+                raise InvalidInputError(f"{file_name} is in training source {self.name} already; take another seed")
+            _replace(path, "".join(f"{line}\n" for line in lines))
+        return path
 
     def _files(self) -> list[Path]:
         files = sorted(self._directory.glob("records-*.jsonl"))
@@ -151,7 +167,8 @@ def _replace(path: Path, text: str) -> None:
             stream.write(text)
             stream.flush()
             os.fsync(stream.fileno())
-        shutil.copymode(path, name)
+        if path.exists():
+            shutil.copymode(path, name)
         Path(name).replace(path)
 
 
@@ -171,11 +188,33 @@ def _parse(line: bytes, where: str) -> tuple[str, dict[str, Any]]:
 
 def _source_record(document: dict[str, Any], where: str) -> SourceRecord:
     identifiers = _identifiers(document.pop("identifiers", None), where)
+    mark = _mark(document, where)
+    if mark and not _is_synthetic(identifiers):
+        raise SourceError(
+            f"{where}: a row marked as a spike-in carries an address below {SPIKE_IN_DOMAIN} and no other identifier; "
+            "a mark would hide a person's row from their own request, so remove it"
+        )
     try:
         record = record_from_document({**document, "person": _person_key(identifiers)}, where=where)
     except SpecError as exc:
         raise SourceError(str(exc)) from exc
-    return SourceRecord(record, identifiers)
+    return SourceRecord(record, identifiers, mark)
+
+
+def _is_synthetic(identifiers: Sequence[Identifier]) -> bool:
+    return bool(identifiers) and all(
+        i.type == "email" and i.normalised.endswith(f"@{SPIKE_IN_DOMAIN}") for i in identifiers
+    )
+
+
+def _mark(document: dict[str, Any], where: str) -> str:
+    """Take the mark of a synthetic person's row; an unmarked row is somebody's."""
+    if "spike_in" not in document:
+        return ""
+    mark = document.pop("spike_in")
+    if not isinstance(mark, str) or not _MARK.fullmatch(mark):
+        raise SourceError(f"{where}: a spike-in is marked by 1 to 64 letters, digits, hyphens and underscores")
+    return mark
 
 
 def _identifiers(rows: object, where: str) -> tuple[Identifier, ...]:
