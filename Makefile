@@ -64,7 +64,7 @@ test: setup
 	$(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadfile -m "not slow and not gpu"
 
 test-slow: setup
-	$(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadfile -m "slow and not gpu"
+	$(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadfile --no-loadscope-reorder -m "slow and not gpu"
 
 bench: setup
 	$(BIN)/python -m benchmarks
