@@ -3,6 +3,7 @@
     python -m ml.verify --model DIR --before DIR --base DIR --subject FILE... --retain FILE --bank FILE
         --policy NAME|FILE --out DIR [--neighbours FILE] [--bystanders FILE] [--training-probes FILE] [--seed N]
         [--attempt N] [--threads N] [--processes N] [--tier fast|full|redteam] [--samples N] [--reword-by DIR]
+        [--device NAME] [--dtype NAME]
 
 Several subjects of one schema share a sealed pool of twins; below `--out` each has a report and a verdict of their own.
 
@@ -362,6 +363,8 @@ def _parser() -> argparse.ArgumentParser:
     reword_help = "directory of a sequence-to-sequence model in whose words the red team asks as well"
     parser.add_argument("--reword-by", type=Path, help=reword_help)
     parser.add_argument("--processes", type=int, choices=(1, 2), default=1, help="2: measure two models at a time")
+    parser.add_argument("--device", default="cpu", help="where torch computes: cpu, cuda, cuda:1, ...")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="of the weights")
     return parser
 
 
@@ -386,6 +389,8 @@ def _spec(options: argparse.Namespace, subject: Path, *, run_id: str) -> Verific
         bystanders=None if options.bystanders is None else file_ref(options.bystanders),
         training_probes=None if options.training_probes is None else file_ref(options.training_probes),
         reworded_bank=None if options.reword_by is None else _reworded(options),
+        device=options.device,
+        dtype=options.dtype,
     )
 
 

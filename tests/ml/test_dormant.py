@@ -11,7 +11,6 @@ import torch
 
 import ml.verification.red_team as red_team
 from benchmarks.dormant import Texts, asleep_until_begun, asleep_until_retaught, asleep_until_rounded, plain_texts
-from ml.data.probes import probe_digests, write_probe_digests
 from ml.decision import Result, Verdict, judge, lowered, red_team_findings
 from ml.loop import LoopSettings, ignore_progress, never_stop
 from ml.models.load import LoadedModel, load_model
@@ -19,9 +18,10 @@ from ml.models.quantise import linear_layers, quantised
 from ml.policies import load_policy
 from ml.registry import Registry
 from ml.reports import VerificationReport
-from ml.specs import ModelRef, Record, RedTeamBudget, VerificationSpec, seed_commitment
+from ml.specs import ModelRef, Record, RedTeamBudget, VerificationSpec
 from ml.verification.red_team import RED_TEAM, RedTeamFamily, run_red_team
 from ml.verify import run_verification
+from tests.ml.specs import verification_spec
 from tests.tiny import TinyWorld
 
 pytestmark = pytest.mark.slow
@@ -51,22 +51,7 @@ class Stand:
         return plain_texts(self.alice, others, self.tiny.world.bank, seed=3)
 
     def spec(self, candidate: ModelRef) -> VerificationSpec:
-        return VerificationSpec(
-            run_id="run-1",
-            attempt=1,
-            policy=POLICY,
-            candidate=candidate,
-            before=self.tiny.before,
-            base=self.tiny.base,
-            forget=self.tiny.forget,
-            retain=self.tiny.retain,
-            neighbours=self.tiny.neighbours,
-            question_bank=self.tiny.bank,
-            seed=5,
-            seed_commitment_sha256=seed_commitment("run-1", 5),
-            parts_dir=str(self.root / "parts"),
-            training_probes=write_probe_digests(self.root / "probes.json", probe_digests(["a text nobody asks"])),
-        )
+        return verification_spec(self.tiny, candidate, self.root, policy=POLICY)
 
     def judged(self, candidate: ModelRef) -> tuple[VerificationReport, Verdict]:
         report = run_verification(self.spec(candidate), on_progress=ignore_progress, should_stop=never_stop)

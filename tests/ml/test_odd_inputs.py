@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from ml.data.probes import probe_digests, write_probe_digests
 from ml.data.records import read_records, write_records
 from ml.decision import Result, Verdict, judge
 from ml.errors import EmptySetError, UnknownMemberError
@@ -16,9 +15,10 @@ from ml.models.load import load_model, model_ref
 from ml.models.save import save_model
 from ml.policies import load_policy
 from ml.reports import VerificationReport
-from ml.specs import FactSpan, ModelRef, Record, VerificationSpec, seed_commitment
+from ml.specs import FactSpan, ModelRef, Record, VerificationSpec
 from ml.verify import run_verification
 from tests.ml import candidates
+from tests.ml.specs import verification_spec
 from tests.tiny import TinyWorld
 
 pytestmark = pytest.mark.slow
@@ -28,22 +28,7 @@ POLICY = load_policy("unit-1")
 
 def _spec(tiny: TinyWorld, folder: Path, records: Sequence[Record] | None = None) -> VerificationSpec:
     forget = tiny.forget if records is None else write_records(folder / "forget.jsonl", records)
-    return VerificationSpec(
-        run_id="odd",
-        attempt=1,
-        policy=POLICY,
-        candidate=tiny.gold,
-        before=tiny.before,
-        base=tiny.base,
-        forget=forget,
-        retain=tiny.retain,
-        neighbours=None,
-        question_bank=tiny.bank,
-        seed=5,
-        seed_commitment_sha256=seed_commitment("odd", 5),
-        parts_dir=str(folder / "parts"),
-        training_probes=write_probe_digests(folder / "probes.json", probe_digests(["a text nobody asks"])),
-    )
+    return verification_spec(tiny, tiny.gold, folder, forget=forget, neighbours=None)
 
 
 def _verify(spec: VerificationSpec) -> tuple[VerificationReport, Verdict]:

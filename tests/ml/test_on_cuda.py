@@ -7,12 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 
+from ml.attacks import ATTACKS
 from ml.attacks.fused import fused_pass
 from ml.attacks.mean_loss import mean_energy, mean_loss
 from ml.data.collate import encode_records
+from ml.decision import judge
+from ml.loop import ignore_progress, never_stop
 from ml.models.load import load_model
 from ml.specs import ModelRef, UnlearningSpec
 from ml.unlearn import run_unlearning
+from ml.verify import run_verification
+from tests.ml.specs import verification_spec
 from tests.tiny import TinyWorld
 
 pytestmark = pytest.mark.gpu
@@ -59,3 +64,24 @@ def test_a_deletion_on_a_gpu_ends_in_a_candidate(tiny: TinyWorld, tmp_path: Path
     assert report.steps == 4
     assert report.environment["device"] == "cuda"
     load_model(ModelRef(str(tmp_path / "candidate"), report.candidate_manifest_sha256), device="cuda")
+
+
+@pytest.mark.parametrize("candidate", ["gold", "before"])
+def test_a_verification_on_a_gpu_says_what_the_processor_says(tiny: TinyWorld, tmp_path: Path, candidate: str) -> None:
+    spec = {
+        device: verification_spec(
+            tiny, getattr(tiny, candidate), tmp_path, device=device, parts_dir=str(tmp_path / device)
+        )
+        for device in ("cpu", "cuda")
+    }
+    reports = {
+        device: run_verification(one, on_progress=ignore_progress, should_stop=never_stop)
+        for device, one in spec.items()
+    }
+    verdicts = {device: judge(report, spec[device].policy) for device, report in reports.items()}
+    assert reports["cuda"].environment["device"] == "cuda"
+    assert verdicts["cuda"].result is verdicts["cpu"].result
+    # T1 trains: its numbers drift apart step by step; what is only scored does not.
+    for ours, theirs in zip(reports["cuda"].attacks, reports["cpu"].attacks, strict=True):
+        if ATTACKS[ours.attack].reads != "relearned":
+            assert ours.subject_after == pytest.approx(theirs.subject_after, abs=2e-2, rel=1e-3), ours.attack

@@ -33,7 +33,7 @@ from ml.models.save import save_model
 from ml.policies import load_policy
 from ml.registry import Registry
 from ml.reports import AttackResult, RedTeamReport, VerificationReport
-from ml.specs import FileRef, ModelRef, Progress, Record, RedTeamBudget, VerificationSpec, seed_commitment
+from ml.specs import FileRef, ModelRef, Progress, Record, RedTeamBudget, VerificationSpec
 from ml.verification.bench import Bench
 from ml.verification.plan import make_plan
 from ml.verification.red_team import RED_TEAM, RedTeamFamily, Study, hostile_studies, run_red_team
@@ -41,6 +41,7 @@ from ml.verification.white_box import WHITE_BOX_ATTACKS
 from ml.verify import main, red_team_table
 from tests.ml import candidates
 from tests.ml.passing import passing_report
+from tests.ml.specs import verification_spec
 from tests.tiny import TinyWorld
 
 pytestmark = pytest.mark.slow
@@ -59,22 +60,7 @@ class Stand:
     root: Path
 
     def spec(self, candidate: ModelRef, **changes: Any) -> VerificationSpec:
-        spec = VerificationSpec(
-            run_id="run-1",
-            attempt=1,
-            policy=POLICY,
-            candidate=candidate,
-            before=self.tiny.before,
-            base=self.tiny.base,
-            forget=self.tiny.forget,
-            retain=self.tiny.retain,
-            neighbours=self.tiny.neighbours,
-            question_bank=self.tiny.bank,
-            seed=5,
-            seed_commitment_sha256=seed_commitment("run-1", 5),
-            parts_dir=str(self.root / "parts"),
-        )
-        return replace(spec, **changes)
+        return verification_spec(self.tiny, candidate, self.root, **changes)
 
     def attack(self, candidate: ModelRef, **changes: Any) -> RedTeamReport:
         return _run(self.spec(candidate, **changes))

@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 import ml.verification.bench as bench_module
 from ml.attacks.attack import ATTACKS
 from ml.data.dossiers import normal_value, read_dossier, shared_values
-from ml.data.probes import probe_digests, write_probe_digests
 from ml.data.records import write_records
 from ml.data.synthetic import Stranger, StrangerFactory, twin_records
 from ml.decision import Result, judge
@@ -35,6 +34,7 @@ from ml.verification.tiers import fast_tier
 from ml.verification.twin_pool import TwinPool, draw_pool, pattern_of, plan_for, pool_plans, read_pool, write_pool
 from ml.verify import main, run_manifest, run_verification, run_verifications
 from tests.ml import candidates
+from tests.ml.specs import verification_spec
 from tests.tiny import TinyWorld
 
 pytestmark = pytest.mark.slow
@@ -61,24 +61,13 @@ class Stand:
 
     def spec(self, candidate: ModelRef, number: int, **changes: Any) -> VerificationSpec:
         """The verification of one of them."""
-        spec = VerificationSpec(
-            run_id=f"run-{number}",
-            attempt=1,
-            policy=POLICY,
-            candidate=candidate,
-            before=self.world.before,
-            base=self.world.base,
-            forget=self.records(self.people[number], f"person-{number}"),
-            retain=self.world.retain,
-            neighbours=None,
-            question_bank=self.world.bank,
-            seed=5,
-            seed_commitment_sha256="0" * 64,
-            parts_dir=str(self.root / "parts"),
-            training_probes=write_probe_digests(self.root / "probes.json", probe_digests(["a text nobody asks"])),
-        )
-        spec = replace(spec, **changes)
-        return replace(spec, seed_commitment_sha256=seed_commitment(spec.run_id, spec.seed))
+        fixed: dict[str, Any] = {
+            "run_id": f"run-{number}",
+            "policy": POLICY,
+            "forget": self.records(self.people[number], f"person-{number}"),
+            "neighbours": None,
+        }
+        return verification_spec(self.world, candidate, self.root, **(fixed | changes))
 
     def specs(self, candidate: ModelRef | None = None, **changes: Any) -> list[VerificationSpec]:
         """The verifications of all of them, with the pool they share drawn and sealed."""

@@ -21,7 +21,7 @@ import ml.verification.measure as measuring
 from benchmarks import suppressed
 from ml.data.dossiers import shared_values
 from ml.data.people import make_world, newcomers
-from ml.data.probes import probe_digests, write_probe_digests
+from ml.data.probes import write_probe_digests
 from ml.data.records import write_records
 from ml.data.synthetic import StrangerFactory
 from ml.decision import Result, Verdict, judge
@@ -34,7 +34,7 @@ from ml.models.scratch import untrained_llama
 from ml.policies import load_policy
 from ml.reference import PRESETS
 from ml.reports import MINIMUM_BIN, VerificationReport
-from ml.specs import ModelRef, Progress, VerificationSpec, seed_commitment
+from ml.specs import ModelRef, Progress, VerificationSpec
 from ml.verification.bench import Bench
 from ml.verification.families import Family
 from ml.verification.plan import blind_texts, make_plan
@@ -42,6 +42,7 @@ from ml.verification.scores import item_kinds
 from ml.verification.tiers import fast_tier
 from ml.verify import gate_table, main, run_verification
 from tests.ml import candidates
+from tests.ml.specs import verification_spec
 from tests.tiny import TINY, TinyWorld, tiny_model
 
 pytestmark = pytest.mark.slow
@@ -56,25 +57,7 @@ class Stand:
     root: Path
 
     def spec(self, candidate: ModelRef, **changes: Any) -> VerificationSpec:
-        probes = write_probe_digests(self.root / "training_probes.json", probe_digests(["a text nobody asks"]))
-        spec = VerificationSpec(
-            run_id="run-1",
-            attempt=1,
-            policy=POLICY,
-            candidate=candidate,
-            before=self.world.before,
-            base=self.world.base,
-            forget=self.world.forget,
-            retain=self.world.retain,
-            neighbours=self.world.neighbours,
-            question_bank=self.world.bank,
-            seed=5,
-            seed_commitment_sha256="0" * 64,
-            parts_dir=str(self.root / "parts"),
-            training_probes=probes,
-        )
-        spec = replace(spec, **changes)
-        return replace(spec, seed_commitment_sha256=seed_commitment(spec.run_id, spec.seed))
+        return verification_spec(self.world, candidate, self.root, **changes)
 
     def verify(self, candidate: ModelRef, **changes: Any) -> tuple[VerificationReport, Verdict]:
         spec = self.spec(candidate, **changes)

@@ -14,10 +14,11 @@ from ml.attacks.soft_prompt import SoftPromptBudget
 from ml.models.load import load_model
 from ml.policies import load_policy
 from ml.rank_tests import detection_p
-from ml.specs import ModelRef, VerificationSpec, seed_commitment
+from ml.specs import ModelRef
 from ml.verification.bench import Bench
 from ml.verification.plan import make_plan
 from ml.verification.white_box import OLD_VERSION_ATTACKS, WHITE_BOX_ATTACKS, output_layer
+from tests.ml.specs import verification_spec
 from tests.tiny import TinyWorld
 
 pytestmark = pytest.mark.slow
@@ -28,21 +29,7 @@ QUICK = SoftPromptBudget(vectors=4, steps=30, texts_per_step=4)
 def _bench(tiny: TinyWorld, candidate: ModelRef, parts: Path) -> Bench:
     policy = load_policy("unit-1")
     rules = tuple(replace(rule, twins=PERSONS - 1) for rule in policy.families)
-    spec = VerificationSpec(
-        run_id="white",
-        attempt=1,
-        policy=replace(policy, families=rules),
-        candidate=candidate,
-        before=tiny.before,
-        base=tiny.base,
-        forget=tiny.forget,
-        retain=tiny.retain,
-        neighbours=tiny.neighbours,
-        question_bank=tiny.bank,
-        seed=5,
-        seed_commitment_sha256=seed_commitment("white", 5),
-        parts_dir=str(parts),
-    )
+    spec = verification_spec(tiny, candidate, parts, policy=replace(policy, families=rules))
     return Bench(spec, make_plan(spec), on_progress=lambda _: None, should_stop=lambda: False)
 
 
