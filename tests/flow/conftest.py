@@ -14,7 +14,7 @@ from deletion_service.certificates.policies import current_plan
 from deletion_service.certificates.promotion import decide_evidence
 from deletion_service.requests.codes import Ground
 from deletion_service.requests.identity import confirm_identity
-from deletion_service.requests.intake import open_request
+from deletion_service.requests.intake import Application, open_request
 from deletion_service.requests.models import ErasureRequest
 from deletion_service.targets.batching import start_work
 from deletion_service.targets.locate import fix_targets, start_search
@@ -36,6 +36,31 @@ def run_all_jobs() -> None:
         pass
 
 
+def search_owed(said: Application) -> ErasureRequest:
+    """A case whose subject has confirmed and whose search Rhea has started."""
+    request = open_request(said, actor="subject").request
+    confirm_identity(request.identity_check)
+    request.refresh_from_db()
+    start_search(request, ground=Ground.CONSENT_WITHDRAWN, reviewer=rhea(), actor="staff:rhea")
+    return request
+
+
+def begin_work(request: ErasureRequest) -> None:
+    """A second person starts what the search found."""
+    fix_targets(request, actor="staff:rhea")
+    start_work(request, starter=second_reviewer(), plan=current_plan(), actor="staff:reviewer-2")
+
+
+def work_through(said: Application) -> ErasureRequest:
+    """A case from what the subject said up to the evidence review, the worker being this process."""
+    request = search_owed(said)
+    run_all_jobs()
+    begin_work(request)
+    run_all_jobs()
+    request.refresh_from_db()
+    return request
+
+
 @pytest.fixture
 def simulator(monkeypatch: pytest.MonkeyPatch, settings: Any) -> Simulator:
     """Machine learning that passes, unless a test alters its report."""
@@ -49,16 +74,7 @@ def case(simulator: Simulator) -> Callable[..., ErasureRequest]:
     def bring(who: Identifier = ALICE, *, model: bool = True) -> ErasureRequest:
         if model:
             make_model()
-        request = open_request(application(who, statement=f"I lived at {ALICE_SECRET}"), actor="subject").request
-        confirm_identity(request.identity_check)
-        request.refresh_from_db()
-        start_search(request, ground=Ground.CONSENT_WITHDRAWN, reviewer=rhea(), actor="staff:rhea")
-        run_all_jobs()
-        fix_targets(request, actor="staff:rhea")
-        start_work(request, starter=second_reviewer(), plan=current_plan(), actor="staff:reviewer-2")
-        run_all_jobs()
-        request.refresh_from_db()
-        return request
+        return work_through(application(who, statement=f"I lived at {ALICE_SECRET}"))
 
     return bring
 

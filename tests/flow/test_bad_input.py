@@ -21,19 +21,16 @@ from deletion_service.certificates.models import Certificate, Evidence, Promotio
 from deletion_service.certificates.policies import current_plan
 from deletion_service.certificates.promotion import decide_evidence
 from deletion_service.errors import GuardError
-from deletion_service.requests.codes import Ground
-from deletion_service.requests.identity import confirm_identity
-from deletion_service.requests.intake import open_request
 from deletion_service.requests.models import ErasureRequest
-from deletion_service.targets.batching import plan_another_attempt, start_work
-from deletion_service.targets.locate import fix_targets, start_search
+from deletion_service.targets.batching import plan_another_attempt
+from deletion_service.targets.locate import fix_targets
 from deletion_service.targets.models import ErasureTarget, Job
 from deletion_service.targets.registries import open_registry
 from ml.unlearn import run_unlearning
 from ml.verify import run_verification
-from tests.cast import ALICE, Identifier, application, rhea, second_reviewer
+from tests.cast import ALICE, application, rhea, second_reviewer
 from tests.doors import signed_in
-from tests.flow.conftest import release, run_all_jobs, twins_enough
+from tests.flow.conftest import begin_work, release, run_all_jobs, search_owed, twins_enough
 from tests.flow.crash_runner import use_candidate
 from tests.flow.trained import mailbox, make_trained_model
 from tests.simulator import Simulator
@@ -43,21 +40,6 @@ from workers.reconcile import reconcile
 
 pytestmark = [pytest.mark.django_db, pytest.mark.slow]
 Edit = Callable[[Path], object]
-
-
-def asked(who: Identifier = ALICE) -> ErasureRequest:
-    """Alice has asked, and the search is owed."""
-    request = open_request(application(who), actor="subject").request
-    confirm_identity(request.identity_check)
-    request.refresh_from_db()
-    start_search(request, ground=Ground.CONSENT_WITHDRAWN, reviewer=rhea(), actor="staff:rhea")
-    return request
-
-
-def started(request: ErasureRequest) -> None:
-    """A second person has started the work."""
-    fix_targets(request, actor="staff:rhea")
-    start_work(request, starter=second_reviewer(), plan=current_plan(), actor="staff:reviewer-2")
 
 
 def failed_job(request: ErasureRequest, kind: str, *, code: str, says: str) -> Job:
@@ -152,7 +134,7 @@ def test_a_source_that_cannot_be_searched_is_named_and_searched_again_when_repai
     make_model()
     sound = source_file().read_bytes()
     breaks(source_file())
-    request = asked()
+    request = search_owed(application())
     run_all_jobs()
 
     job = failed_job(request, "locate", code="training_source_invalid", says=says)
@@ -172,7 +154,7 @@ def test_a_source_that_cannot_be_read_now_is_tried_again_by_itself(simulator: Si
     make_model()
     blocked = source_file().with_name("records-1.jsonl")
     blocked.mkdir()
-    asked()
+    search_owed(application())
     run_all_jobs()
     job = Job.objects.get()
     assert (job.state, job.last_error, job.attempts) == ("failed", "training_source_unavailable", job.max_attempts)
@@ -231,13 +213,13 @@ def test_a_source_that_cannot_be_unlearned_from_is_named_and_used_again_when_rep
     breaks: Edit, code: str, says: str, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = make_model()
-    request = asked()
+    request = search_owed(application())
     run_all_jobs()
     sound = {path: path.read_bytes() for path in source_file().parent.iterdir()}
     breaks(source_file())
     with monkeypatch.context() as real:
         real.setattr("workers.stages.unlearn.run_unlearning", run_unlearning)
-        started(request)
+        begin_work(request)
         run_all_jobs()
 
     failed_job(request, "unlearn", code=code, says=says)
@@ -265,11 +247,11 @@ def test_a_method_that_does_not_exist_is_refused_with_the_names_of_those_that_do
 ) -> None:
     settings.UNLEARNING_METHOD = "wishful_thinking"
     model = make_model()
-    request = asked()
+    request = search_owed(application())
     run_all_jobs()
     with monkeypatch.context() as real:
         real.setattr("workers.stages.unlearn.run_unlearning", run_unlearning)
-        started(request)
+        begin_work(request)
         run_all_jobs()
     failed_job(request, "unlearn", code="unknown_member", says="energy_boundary")
     nothing_was_published(model)
@@ -363,9 +345,9 @@ def real_unlearning(simulator: Simulator, settings: Any, monkeypatch: pytest.Mon
 
 
 def unlearned(world: TinyWorld) -> ErasureRequest:
-    request = asked(mailbox(world.world.alice))
+    request = search_owed(application(mailbox(world.world.alice)))
     run_all_jobs()
-    started(request)
+    begin_work(request)
     run_all_jobs()
     return request
 

@@ -15,19 +15,13 @@ from django.conf import settings
 from deletion_service.certificates.custody import issuer_document
 from deletion_service.certificates.issuing import issue_certificate
 from deletion_service.certificates.models import Certificate
-from deletion_service.certificates.policies import current_plan
 from deletion_service.certificates.promotion import decide_evidence, latest_decision
 from deletion_service.certificates.verify import verify_certificate
 from deletion_service.errors import FourEyesError, GuardError
-from deletion_service.requests.codes import Ground
-from deletion_service.requests.identity import confirm_identity
-from deletion_service.requests.intake import open_request
 from deletion_service.requests.models import ErasureRequest
-from deletion_service.targets.batching import start_work
-from deletion_service.targets.locate import fix_targets, start_search
 from deletion_service.targets.registries import open_registry
 from tests.cast import application, rhea, second_reviewer
-from tests.flow.conftest import release, run_all_jobs
+from tests.flow.conftest import release, run_all_jobs, work_through
 from tests.simulator import Simulator
 from tests.world import make_model, weights
 from workers.jobs import run_next_job
@@ -99,16 +93,7 @@ def two_targets(monkeypatch: pytest.MonkeyPatch) -> ErasureRequest:
         other.setattr("tests.world.weights", lambda folder, content: weights(folder, f"{content} and helps"))
         make_model("helper")
     shutil.copytree(kept / "assistant", Path(settings.REGISTRY_ROOT) / "assistant")
-    request = open_request(application(), actor="subject").request
-    confirm_identity(request.identity_check)
-    request.refresh_from_db()
-    start_search(request, ground=Ground.CONSENT_WITHDRAWN, reviewer=rhea(), actor="staff:rhea")
-    run_all_jobs()
-    fix_targets(request, actor="staff:rhea")
-    start_work(request, starter=second_reviewer(), plan=current_plan(), actor="staff:reviewer-2")
-    run_all_jobs()
-    request.refresh_from_db()
-    return request
+    return work_through(application())
 
 
 def point_alias(model: str, number: int) -> None:

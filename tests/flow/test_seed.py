@@ -12,20 +12,16 @@ from django.db import DatabaseError, transaction
 from deletion_service.audit.models import AuditEvent
 from deletion_service.certificates.envelope import read_envelope
 from deletion_service.certificates.models import Certificate, Evidence
-from deletion_service.certificates.policies import current_plan
 from deletion_service.errors import PayloadDestroyedError
-from deletion_service.requests.codes import DataClass, Ground
-from deletion_service.requests.identity import confirm_identity
-from deletion_service.requests.intake import open_request
+from deletion_service.requests.codes import DataClass
 from deletion_service.requests.models import ErasureRequest, SealedItem
 from deletion_service.requests.payload import seal
-from deletion_service.targets.batching import start_work, verification_seed
-from deletion_service.targets.locate import fix_targets, start_search
+from deletion_service.targets.batching import verification_seed
 from deletion_service.targets.models import Job, UnlearningRun
 from ml.specs import seed_commitment
 from ml.verify import run_verification
-from tests.cast import BOB, application, rhea, second_reviewer
-from tests.flow.conftest import release, run_all_jobs
+from tests.cast import BOB, application
+from tests.flow.conftest import begin_work, release, run_all_jobs, search_owed
 from tests.simulator import Simulator
 from tests.world import make_model
 from workers.jobs import run_next_job
@@ -39,13 +35,9 @@ pytestmark = pytest.mark.django_db
 def planned(simulator: Simulator) -> ErasureRequest:
     """A case whose run is planned and not begun."""
     make_model()
-    request = open_request(application(), actor="subject").request
-    confirm_identity(request.identity_check)
-    request.refresh_from_db()
-    start_search(request, ground=Ground.CONSENT_WITHDRAWN, reviewer=rhea(), actor="staff:rhea")
+    request = search_owed(application())
     run_all_jobs()
-    fix_targets(request, actor="staff:rhea")
-    start_work(request, starter=second_reviewer(), plan=current_plan(), actor="staff:reviewer-2")
+    begin_work(request)
     return request
 
 

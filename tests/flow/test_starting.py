@@ -11,17 +11,15 @@ from django.db import IntegrityError, transaction
 
 from deletion_service.certificates.policies import current_plan
 from deletion_service.errors import FourEyesError, GuardError
-from deletion_service.requests.codes import Ground, MatchReason
-from deletion_service.requests.identity import confirm_identity
-from deletion_service.requests.intake import open_request
+from deletion_service.requests.codes import MatchReason
 from deletion_service.requests.models import ErasureRequest
 from deletion_service.targets.batching import plan_another_attempt, start_work
-from deletion_service.targets.locate import accept_unproven, fix_targets, start_search
+from deletion_service.targets.locate import accept_unproven, fix_targets
 from deletion_service.targets.models import ErasureTarget, Job, UnlearningRun
 from ml.reports import VerificationReport
 from tests.cast import ALICE_NAME, MALLORY, application, rhea, second_reviewer
 from tests.doors import signed_in
-from tests.flow.conftest import run_all_jobs
+from tests.flow.conftest import run_all_jobs, search_owed
 from tests.ml.passing import edited
 from tests.simulator import Simulator
 from tests.world import make_model
@@ -33,10 +31,7 @@ pytestmark = pytest.mark.django_db
 def searched() -> ErasureRequest:
     """Mallory asks with Alice's name; Rhea sets the ground, and the search finds what only the name points to."""
     make_model()
-    request = open_request(application(MALLORY, also=(ALICE_NAME,)), actor="subject").request
-    confirm_identity(request.identity_check)
-    request.refresh_from_db()
-    start_search(request, ground=Ground.CONSENT_WITHDRAWN, reviewer=rhea(), actor="staff:rhea")
+    request = search_owed(application(MALLORY, also=(ALICE_NAME,)))
     run_all_jobs()
     request.refresh_from_db()
     return request

@@ -22,17 +22,11 @@ from django.core.management import call_command
 from deletion_service.certificates.envelope import read_envelope
 from deletion_service.certificates.issuing import issue_certificate
 from deletion_service.certificates.models import Certificate, Sweep
-from deletion_service.certificates.policies import current_plan
 from deletion_service.certificates.promotion import decide_evidence
 from deletion_service.certificates.sweep_document import SweepDocument, request_of
 from deletion_service.certificates.sweeps import latest_sweep, open_sweep
 from deletion_service.errors import ResurfacedError
-from deletion_service.requests.codes import Ground
-from deletion_service.requests.identity import confirm_identity
-from deletion_service.requests.intake import open_request
 from deletion_service.requests.models import ErasureRequest
-from deletion_service.targets.batching import start_work
-from deletion_service.targets.locate import fix_targets, start_search
 from deletion_service.targets.models import LedgerEntry, TrainedModel
 from deletion_service.targets.registries import open_registry
 from ml.data.collate import encode_record
@@ -44,7 +38,7 @@ from ml.models.load import LoadedModel, load_model
 from ml.models.save import publish_model
 from ml.specs import Record, record_from_document, record_to_line
 from tests.cast import application, rhea, second_reviewer
-from tests.flow.conftest import release, run_all_jobs
+from tests.flow.conftest import release, run_all_jobs, work_through
 from tests.flow.crash_runner import use_candidate
 from tests.flow.trained import mailbox
 from tests.ml.conftest import tiny  # noqa: F401 - a fixture
@@ -165,15 +159,7 @@ def registered(line: Line, world: TinyWorld) -> TrainedModel:
 def asked(person: Stranger, candidate: Path) -> ErasureRequest:
     """A person's case up to the evidence review."""
     use_candidate(candidate)
-    request = open_request(application(mailbox(person)), actor="subject").request
-    confirm_identity(request.identity_check)
-    request.refresh_from_db()
-    start_search(request, ground=Ground.CONSENT_WITHDRAWN, reviewer=rhea(), actor="staff:rhea")
-    run_all_jobs()
-    fix_targets(request, actor="staff:rhea")
-    start_work(request, starter=second_reviewer(), plan=current_plan(), actor="staff:reviewer-2")
-    run_all_jobs()
-    request.refresh_from_db()
+    request = work_through(application(mailbox(person)))
     assert request.status == "evidence_review", list(request.jobs.values_list("kind", "state", "last_error"))
     return request
 

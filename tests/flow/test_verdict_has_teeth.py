@@ -23,23 +23,18 @@ from deletion_service.certificates.envelope import read_envelope
 from deletion_service.certificates.evidence import open_evidence
 from deletion_service.certificates.issuing import issue_certificate
 from deletion_service.certificates.models import Certificate, Evidence, Promotion
-from deletion_service.certificates.policies import current_plan
 from deletion_service.certificates.promotion import decide_evidence
 from deletion_service.certificates.verify import verify_certificate
 from deletion_service.errors import EvidenceMissingError, GuardError
-from deletion_service.requests.codes import Ground
-from deletion_service.requests.identity import confirm_identity
-from deletion_service.requests.intake import open_request
 from deletion_service.requests.models import ErasureRequest
-from deletion_service.targets.batching import start_work, verification_seed
-from deletion_service.targets.locate import fix_targets, start_search
+from deletion_service.targets.batching import verification_seed
 from deletion_service.targets.models import ErasureTarget, Job, UnlearningRun
 from deletion_service.targets.registries import open_registry
 from ml.digests import canonical_json
 from ml.specs import ModelRef
 from tests.cast import application, rhea, second_reviewer
 from tests.doors import signed_in
-from tests.flow.conftest import release, run_all_jobs
+from tests.flow.conftest import release, run_all_jobs, work_through
 from tests.flow.crash_runner import use_candidate
 from tests.flow.trained import mailbox, make_trained_model
 from tests.ml.conftest import tiny  # noqa: F401 - a fixture
@@ -63,15 +58,7 @@ def _deployment(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 def judged(world: TinyWorld, *, expect_failed: str = "") -> ErasureRequest:
     """Alice's case through search, unlearning, verification and judgement."""
     make_trained_model(world)
-    request = open_request(application(mailbox(world.world.alice)), actor="subject").request
-    confirm_identity(request.identity_check)
-    request.refresh_from_db()
-    start_search(request, ground=Ground.CONSENT_WITHDRAWN, reviewer=rhea(), actor="staff:rhea")
-    run_all_jobs()
-    fix_targets(request, actor="staff:rhea")
-    start_work(request, starter=second_reviewer(), plan=current_plan(), actor="staff:reviewer-2")
-    run_all_jobs()
-    request.refresh_from_db()
+    request = work_through(application(mailbox(world.world.alice)))
     failed = Job.objects.filter(state="failed")
     assert "".join(failed.values_list("kind", flat=True)) == expect_failed, failed.values_list("last_error", flat=True)
     return request
