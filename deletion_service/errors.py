@@ -124,6 +124,12 @@ class SourceUnavailableError(SourceError):
     kind: ClassVar[Kind] = "unavailable"
 
 
+class SameFilesError(DomainError):
+    """A version would have the very same files as another one; nothing was registered."""
+
+    code = "same_files"
+
+
 class RegistryError(DomainError):
     """A model registry refused, or is not what its record says."""
 

@@ -29,9 +29,13 @@ POLICY = "unit-1"
 
 @dataclass
 class Simulator:
-    """What `ml` does in tests of the service; `alter` edits the report, `back` names requests that came back."""
+    """What `ml` does in tests of the service.
+
+    `alter` edits the report, `writes` says what the candidate's weights hold, `back` names requests that came back.
+    """
 
     alter: Callable[[VerificationReport], VerificationReport] = lambda report: report
+    writes: Callable[[UnlearningSpec], str] = lambda spec: f"weights that forgot {spec.run_id}"
     back: set[str] = field(default_factory=set)
     seen: list[Any] = field(default_factory=list)
 
@@ -40,7 +44,7 @@ class Simulator:
         self.seen.append(spec)
         assert Path(spec.forget.path).is_file()
         (Path(spec.checkpoint_dir) / TRAINING_PROBES).write_text("[]")
-        manifest = model_manifest(weights(Path(spec.output_dir), f"weights that forgot {spec.run_id}"))
+        manifest = model_manifest(weights(Path(spec.output_dir), self.writes(spec)))
         return UnlearningReport(
             run_id=spec.run_id,
             method=spec.method,

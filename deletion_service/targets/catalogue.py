@@ -11,7 +11,7 @@ from typing import Any, Final
 from django.db import IntegrityError, transaction
 
 from deletion_service.audit import trail
-from deletion_service.errors import InvalidInputError, NotFoundError, RegistryError, UnknownModelError
+from deletion_service.errors import InvalidInputError, NotFoundError, RegistryError, SameFilesError, UnknownModelError
 from deletion_service.targets.jobs import owe_sweep
 from deletion_service.targets.models import ModelVersion, TrainedModel, TrainingManifest, TrainingManifestEntry
 from deletion_service.targets.registries import ModelRegistry, open_registry
@@ -84,6 +84,7 @@ def register_version(
     Raises:
         NotFoundError: the registry has no such version.
         RegistryError: its files are not what the registry says, or its alias serves another version.
+        SameFilesError: the same files stand as another version, in use or retired.
         InvalidInputError: a trained version without a base, or a second serving version.
     """
     if kind != ModelVersion.Kind.BASE and base is None:
@@ -98,6 +99,7 @@ def register_version(
     manifest = model_manifest(registry.path(number))
     if manifest.manifest_sha256 != known[number].manifest_sha256:
         raise RegistryError(f"version {number} of {model.name} differs from its registered digest; do not use it")
+    _refuse_files_of_retired(model, number, manifest.manifest_sha256)
     version, created = ModelVersion.objects.get_or_create(
         model=model,
         number=number,
@@ -113,10 +115,27 @@ def register_version(
     )
     if created:
         trail.record(actor=actor, action="version.registered", obj=version)
+    else:
+        _refuse_twin(version, kind, parent, base)
     if created and status == VersionStatus.REGISTERED and version.base is not None and model.ledger.exists():
         # It was made elsewhere and may bring back what was deleted; nobody else will look.
         owe_sweep(version)
     return version
+
+
+def _refuse_twin(version: ModelVersion, kind: str, parent: ModelVersion | None, base: ModelVersion | None) -> None:
+    """A registry gives the same files the same number: what is there already may be another version altogether."""
+    if (version.kind, version.parent, version.base) != (kind, parent, base):
+        raise SameFilesError(
+            f"version {version.number} of {version.model.name} is registered with another kind or parent and has the "
+            "same files: nothing in them was changed"
+        )
+
+
+def _refuse_files_of_retired(model: TrainedModel, number: int, manifest_sha256: str) -> None:
+    twin = model.versions.filter(manifest_sha256=manifest_sha256).exclude(number=number).first()
+    if twin is not None:
+        raise SameFilesError(f"version {number} of {model.name} has the files of version {twin.number}, {twin.status}")
 
 
 def lock_model(model: TrainedModel) -> None:

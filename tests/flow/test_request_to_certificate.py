@@ -31,7 +31,7 @@ from deletion_service.errors import (
 from deletion_service.requests.intake import withdraw_request
 from deletion_service.requests.models import ErasureRequest
 from deletion_service.targets.batching import plan_another_attempt
-from deletion_service.targets.models import ErasureBatch, Job, ModelVersion
+from deletion_service.targets.models import ErasureBatch, Job, ModelVersion, UnlearningRun
 from deletion_service.targets.registries import open_registry
 from ml.digests import canonical_json
 from ml.reports import VerificationReport
@@ -198,6 +198,33 @@ def test_another_attempt_keeps_the_first_one_on_record(case: Case, simulator: Si
     assert len(verdicts) == 2
     # The second attempt is judged at a stricter level than this policy's few twins can reach.
     assert verdicts[1][1] in ("PASS", "INCONCLUSIVE")
+
+
+def test_a_deletion_that_changed_nothing_has_no_candidate_and_the_serving_weights_stay(
+    case: Case, simulator: Simulator
+) -> None:
+    simulator.writes = lambda spec: "weights that know"
+    request = case()
+    job, target = Job.objects.get(kind="unlearn"), request.targets.get()
+    assert (job.state, job.last_error, job.attempts) == ("failed", "same_files", 1)
+    assert "nothing in them was changed" in job.last_error_detail
+    assert UnlearningRun.objects.get().candidate is None
+    assert target.model.versions.get(number=2).status == "serving"
+    assert open_registry(target.model.registry).path(2).is_dir()
+
+
+def test_a_second_attempt_with_the_first_ones_weights_is_not_judged_again(case: Case, simulator: Simulator) -> None:
+    simulator.alter = leaking
+    simulator.writes = lambda spec: "weights that leak"
+    request = case()
+    with twins_enough():
+        plan_another_attempt(request, plan=current_plan(), actor="staff:rhea")
+    run_all_jobs()
+    assert set(Job.objects.filter(kind="unlearn").values_list("state", "last_error")) == {
+        ("done", ""),
+        ("failed", "same_files"),
+    }
+    assert Evidence.objects.filter(target__request=request).count() == 1
 
 
 def test_attempts_are_limited(case: Case, simulator: Simulator, settings: Any) -> None:

@@ -54,3 +54,13 @@ def test_a_source_that_does_not_exist_leaves_no_model_behind(directories: dict[s
         register({**directories, "source": "nowhere"})
     assert not TrainedModel.objects.exists()
     assert list(Path(settings.REGISTRY_ROOT).rglob("*.safetensors")) == []
+
+
+def test_a_base_with_the_files_of_the_model_is_refused_before_anything_is_published(
+    directories: dict[str, Any],
+) -> None:
+    with pytest.raises(CommandError, match="the base and the model have the same files"):
+        register({**directories, "model": directories["base"]})
+    assert not TrainedModel.objects.exists()
+    register(directories)
+    assert ModelVersion.objects.count() == 2

@@ -10,7 +10,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import transaction
 
-from deletion_service.errors import DomainError
+from deletion_service.errors import DomainError, SameFilesError
 from deletion_service.targets.catalogue import (
     record_sha256,
     record_training_manifest,
@@ -21,7 +21,7 @@ from deletion_service.targets.models import ModelVersion
 from deletion_service.targets.registries import open_registry
 from deletion_service.targets.sources import open_source
 from deletion_service.targets.statuses import VersionStatus
-from ml.digests import document_sha256
+from ml.digests import document_sha256, model_manifest
 
 _ACTOR = "cli"
 
@@ -56,6 +56,10 @@ def _register(options: dict[str, Any]) -> ModelVersion:
     # Read before anything is published: a source that cannot be read must leave no weights behind.
     source = open_source(model.sources[0])
     digests = sorted(record_sha256(found.record.record_id) for found in source.records())
+    if model_manifest(options["base"]) == model_manifest(options["model"]):
+        raise SameFilesError(
+            "the base and the model have the same files; the base must be one that never saw the source"
+        )
     registry = open_registry(model.registry)
     base = registry.publish(options["base"], parent=None, tags={})
     serving = registry.publish(options["model"], parent=base.number, tags={})
