@@ -28,11 +28,11 @@ import torch
 from torch import Tensor
 
 from benchmarks.graded_models import HALVES, Scale, Scores, Sizes, Trial, quick
-from ml.checkpoints import write_atomically
 from ml.decision import judge
 from ml.digests import document_sha256
 from ml.documents import plain_object
 from ml.errors import SpecError
+from ml.files import write_atomically
 from ml.metrics.intervals import clopper_pearson_lower, clopper_pearson_upper
 from ml.policies import load_policy
 from ml.rank_tests import min_p

@@ -29,10 +29,10 @@ from filelock import FileLock, Timeout
 from benchmarks.meta_report import write_results
 from benchmarks.meta_trial import Trial, TrialSizes
 from benchmarks.pool import PoolSizes
-from ml.checkpoints import write_atomically
 from ml.digests import document_sha256
 from ml.documents import plain_object
 from ml.errors import SpecError
+from ml.files import write_atomically
 from ml.models.scratch import ModelShape
 from ml.reference import Stage
 

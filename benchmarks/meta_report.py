@@ -9,8 +9,8 @@ from html import escape
 from pathlib import Path
 from typing import Final
 
-from ml.checkpoints import write_atomically
 from ml.digests import canonical_json
+from ml.files import write_atomically
 from ml.trust import FEWEST_PAIRS, LOWEST_FAITHFULNESS, AttackTrust, KindVerdicts, MetaEvaluation
 
 NAME: Final = "meta_evaluation"

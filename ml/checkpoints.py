@@ -7,7 +7,6 @@ header. No pickle is ever written or read.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ml.errors import CheckpointError
+from ml.files import write_atomically
 
 _FORMAT = "1"
 
@@ -66,35 +66,6 @@ def read_checkpoint(path: Path, *, config_sha256: str) -> Checkpoint | None:
             f"checkpoint {path.name} belongs to a run of another configuration; give this run its own directory"
         )
     return Checkpoint(step, config_sha256, tensors, scalars)
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write `data` to `path` so that a reader, or a restart after a crash, sees all of it or none of it."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    with temporary.open("wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
-    sync_directory(path.parent)
-
-
-def sync_directory(directory: Path) -> None:
-    """Flush a directory's entries, so that a rename inside it survives a power cut."""
-    _sync(directory)
-
-
-def sync_file(path: Path) -> None:
-    """Flush a file that somebody else wrote."""
-    _sync(path)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:

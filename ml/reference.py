@@ -21,7 +21,6 @@ from typing import Any, Final
 
 import torch
 
-from ml.checkpoints import write_atomically
 from ml.data.collate import encode_record
 from ml.data.people import World, email_of, make_world, newcomers, throw_away_records
 from ml.data.questions import write_bank
@@ -30,6 +29,7 @@ from ml.data.synthetic import Stranger
 from ml.digests import document_sha256, model_manifest
 from ml.documents import plain_object
 from ml.errors import SpecError
+from ml.files import write_atomically
 from ml.finetune import finetune
 from ml.loop import LoopSettings
 from ml.models.load import load_model, model_ref

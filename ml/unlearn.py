@@ -21,7 +21,6 @@ import torch
 import transformers
 from torch import nn
 
-from ml.checkpoints import write_atomically
 from ml.data.probes import probe_digests, probe_set, write_probe_digests
 from ml.data.questions import QuestionBank, read_bank
 from ml.data.records import read_records, refuse_overlap
@@ -30,6 +29,7 @@ from ml.digests import ModelManifest, canonical_json, code_sha256, document_sha2
 from ml.documents import Json, plain_object, read
 from ml.energy import EnergyBoundary
 from ml.errors import DigestMismatchError, RecordError, SpecError
+from ml.files import write_atomically
 from ml.loop import LoopResult, ignore_progress, never_stop, train
 from ml.methods import METHODS, Method, Need, Plan, SharesSteps, UnlearningTask
 from ml.methods.beside import SecondProcess, Share, beside

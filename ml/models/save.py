@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from ml.checkpoints import sync_directory, sync_file
+from ml.files import sync_directory, sync_file
 
 
 def save_model(model: Any, tokenizer: Any, directory: Path) -> None:

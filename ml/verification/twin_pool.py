@@ -17,7 +17,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Final
 
-from ml.checkpoints import write_atomically
 from ml.data.dossiers import (
     Dossier,
     answered_span,
@@ -33,6 +32,7 @@ from ml.data.synthetic import Stranger, StrangerFactory, rewrite
 from ml.digests import canonical_json, sha256_hex, verify_file
 from ml.documents import Stored, decimal_text, read_version
 from ml.errors import PoolMismatchError, SpecError
+from ml.files import write_atomically
 from ml.specs import FileRef, Record, VerificationSpec
 from ml.verification.plan import (
     KeptText,
