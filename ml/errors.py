@@ -79,6 +79,12 @@ class RecordError(MlError):
     code = "record_invalid"
 
 
+class UnknownRecordError(MlError):
+    """A record is to be deleted that nothing here was trained on."""
+
+    code = "record_unknown"
+
+
 class EmptySetError(MlError):
     """A set that the run cannot do without (forget, retain, never-seen) is empty."""
 

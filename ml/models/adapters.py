@@ -7,7 +7,7 @@ always merged: an adapter that could be peeled off again would hide the data, no
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from types import MethodType
 from typing import Any, Final
@@ -17,16 +17,19 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora.layer import Linear as LoraLinear
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from ml.digests import sha256_hex
 from ml.errors import SpecError
+from ml.models.layers import blocks
 
 FOLDED_WEIGHTS: Final = 2**18
 """Largest layer, in weights, whose adapter is folded into the weight at every pass: a copy of it is cheap to make."""
 
 
-def attach_adapter(model: Any, *, rank: int, alpha: float, seed: int) -> PeftModel:
+def attach_adapter(
+    model: Any, *, rank: int, alpha: float, seed: int, numbers: Collection[int] | None = None
+) -> PeftModel:
     """Freeze `model` and attach a fresh LoRA adapter to all its linear layers but the output layer.
 
     Its first output is zero, so the model's behaviour does not change. The caller's random state is left as it was.
@@ -34,12 +37,14 @@ def attach_adapter(model: Any, *, rank: int, alpha: float, seed: int) -> PeftMod
     Args:
         rank: of the update, at least 1.
         alpha: the update is scaled by alpha / rank.
+        numbers: of the blocks whose linear layers alone get it, counted from 0 at the input.
     Raises:
-        SpecError: `rank` is below 1.
+        SpecError: `rank` is below 1, or there is no block of a number.
     """
     if rank < 1:
         raise SpecError("an adapter needs a rank of at least 1")
-    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules="all-linear", lora_dropout=0.0, bias="none")
+    targets = "all-linear" if numbers is None else _linear_layers(model, numbers)
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, lora_dropout=0.0, bias="none")
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         # peft asks transformers for a property that transformers has renamed.
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
@@ -49,6 +54,15 @@ def attach_adapter(model: Any, *, rank: int, alpha: float, seed: int) -> PeftMod
         if isinstance(layer, LoraLinear) and _is_small(layer):
             layer.forward = MethodType(_folded, layer)
     return adapted
+
+
+def _linear_layers(model: Any, numbers: Collection[int]) -> list[str]:
+    """Whole names of the linear layers inside the blocks: part of a name would find block 30 for block 3 as well."""
+    found = blocks(model)
+    if not numbers or not set(numbers) <= set(range(len(found))):
+        raise SpecError(f"an adapter is for at least one block of the {len(found)} that the model has, counted from 0")
+    inside = {id(layer) for number in numbers for layer in found[number].modules() if isinstance(layer, nn.Linear)}
+    return [name for name, layer in model.named_modules() if id(layer) in inside]
 
 
 def _is_small(layer: LoraLinear) -> bool:
@@ -95,6 +109,22 @@ def trained_parameters(model: PeftModel) -> list[torch.nn.Parameter]:
 def adapter_tensors(model: PeftModel) -> dict[str, Tensor]:
     """The adapter's weights by name."""
     return {name: p.detach().cpu().contiguous() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def put_adapter_tensors(model: PeftModel, tensors: Mapping[str, Tensor]) -> None:
+    """Put weights that `adapter_tensors` returned into the adapter, and freeze them.
+
+    Raises:
+        SpecError: the adapter has no weight of a name, or one of another shape.
+    """
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            parameter = parameters.get(name)
+            if parameter is None or "lora_" not in name or parameter.shape != tensor.shape:
+                raise SpecError("stored adapter weights do not fit this model's adapter; load them onto their own base")
+            parameter.copy_(tensor)
+            parameter.requires_grad_(False)
 
 
 def adapter_sha256(model: PeftModel) -> str:

@@ -16,12 +16,14 @@ from ml.models.adapters import (
     adapter_tensors,
     attach_adapter,
     merge_adapter,
+    put_adapter_tensors,
     reference_model,
     trained_parameters,
 )
 from ml.models.forward import answer_logits, logits_before
 from ml.models.load import LoadedModel, load_model, model_ref
 from ml.models.save import partial_directory, publish_model
+from ml.models.scratch import ModelShape, untrained_llama
 from ml.specs import ModelRef
 from tests.tiny import tiny_model
 
@@ -143,6 +145,44 @@ def test_what_a_killed_save_left_behind_is_thrown_away(tmp_path: Path) -> None:
 def test_an_adapter_needs_a_rank(loaded: LoadedModel) -> None:
     with pytest.raises(SpecError, match="rank of at least 1"):
         attach_adapter(loaded.model, rank=0, alpha=1.0, seed=0)
+
+
+def blocks_with(model: object) -> set[str]:
+    return {name.split(".layers.")[1].split(".")[0] for name in adapter_tensors(model)}
+
+
+@pytest.mark.parametrize("numbers", [{3}, {3, 30, 31}, {0}, {31}])
+def test_an_adapter_for_block_3_is_not_one_for_block_30(loaded: LoadedModel, numbers: set[int]) -> None:
+    shape = ModelShape(hidden=8, layers=32, heads=2, feed_forward=8, vocabulary=768)
+    model = attach_adapter(untrained_llama(shape, loaded.tokenizer, seed=0), rank=1, alpha=1.0, seed=0, numbers=numbers)
+    assert blocks_with(model) == {str(number) for number in numbers}
+    assert len(adapter_tensors(model)) == len(numbers) * 7 * 2
+
+
+@pytest.mark.parametrize("numbers", [(), {2}, {-1}])
+def test_an_adapter_for_a_block_that_is_not_there_is_refused(loaded: LoadedModel, numbers: set[int]) -> None:
+    with pytest.raises(SpecError, match="the 2 that the model has"):
+        attach_adapter(loaded.model, rank=1, alpha=1.0, seed=0, numbers=numbers)
+
+
+def test_stored_adapter_weights_come_back_frozen_and_only_where_they_fit(
+    directory: ModelRef, loaded: LoadedModel
+) -> None:
+    model = shaken(loaded)
+    stored = adapter_tensors(model)
+    upper = {name: tensor for name, tensor in stored.items() if ".layers.1." in name}
+    other = attach_adapter(load_model(directory).model, rank=4, alpha=8.0, seed=5)
+    put_adapter_tensors(other, upper)
+    assert blocks_with(other) == {"0"}  # what is left to be trained
+    put_adapter_tensors(other, stored)
+    assert trained_parameters(other) == []
+    with torch.no_grad():
+        assert torch.equal(other(IDS).logits, model(IDS).logits)
+    narrow = attach_adapter(load_model(directory).model, rank=2, alpha=8.0, seed=5)
+    base_weight = "base_model.model.model.norm.weight"
+    for wrong in (stored, {"elsewhere": torch.zeros(1)}, {base_weight: dict(narrow.named_parameters())[base_weight]}):
+        with pytest.raises(SpecError, match="do not fit"):
+            put_adapter_tensors(narrow, wrong)
 
 
 def test_adapter_tensors_are_copies_of_the_trained_weights_alone(loaded: LoadedModel) -> None:
