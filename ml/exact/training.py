@@ -125,7 +125,10 @@ def _taken_up(store: Path, spec: ExactSpec) -> ExactManifest:
     remove_unnamed(store, manifest)
     known = replace(fresh, adapters=manifest.adapters, copies=manifest.copies, deletions=manifest.deletions)
     if replace(known, plan=manifest.plan) != manifest or not spec.plan.extends(manifest.plan):
-        raise SpecError(f"store {store.name} has another plan, base, seed, device or settings; name another store")
+        raise SpecError(
+            f"store {store.name} has another plan, records that were not deleted, or another base, seed, device or "
+            "settings; go on with its own, or name another store"
+        )
     return known
 
 

@@ -14,14 +14,10 @@ from pathlib import Path
 import pytest
 
 import ml.exact.deletion as deletion
-from ml.digests import sha256_hex
 from ml.errors import EmptySetError, SpecError, UnknownRecordError
 from ml.exact.deletion import AdapterName, DeletionResult, delete_records
-from ml.exact.plan import Plan, Slice
+from ml.exact.plan import Slice
 from ml.exact.store import (
-    AdapterEntry,
-    ExactManifest,
-    ExactSettings,
     ServedCopy,
     adapter_path,
     checkpoint_path,
@@ -31,39 +27,7 @@ from ml.exact.store import (
     write_manifest,
 )
 from ml.files import write_atomically
-
-SLICES = (Slice("a", ("1", "2")), Slice("b", ("3",)), Slice("c", ("4",)))
-STACKED = Plan("stacked", SLICES, ((0, 1, 2), (2, 0, 1), (1, 2, 0)), ((2,), (1,), (0,)))
-SEPARATE = Plan("separate", SLICES, ((0,), (1,), (2,)), ((0, 1, 2),))
-BASE = "b" * 64
-
-
-def filled(store: Path, plan: Plan) -> ExactManifest:
-    """A store that holds every adapter of `plan`."""
-    (store / "adapters").mkdir(parents=True)
-    entries = []
-    for number, order in enumerate(plan.orders):
-        for position, part in enumerate(order):
-            weights = f"{plan.kind} {order[: position + 1]}".encode()
-            adapter_path(store, number, position).write_bytes(weights)
-            entries.append(
-                AdapterEntry(
-                    order=number,
-                    position=position,
-                    slice=plan.slices[part].name,
-                    layers=plan.groups[position],
-                    records=len(plan.slices[part].records),
-                    records_sha256="r" * 64,
-                    lineage_sha256="f" * 64,
-                    seed=1,
-                    steps=1,
-                    sha256=sha256_hex(weights),
-                    environment={"torch": "2"},
-                )
-            )
-    manifest = ExactManifest(BASE, plan, ExactSettings(), 0, "cpu", "float32", tuple(entries))
-    write_manifest(store, manifest)
-    return manifest
+from tests.ml.exact_stores import BASE, SEPARATE, SLICES, STACKED, filled
 
 
 def on_file(store: Path) -> set[str]:

@@ -298,8 +298,8 @@ def test_a_run_killed_between_weights_and_manifest_trains_that_adapter_again(
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"seed": 8}, "another plan"),
-        ({"settings": replace(SETTINGS, rank=8)}, "another plan"),
+        ({"seed": 8}, "has another plan"),
+        ({"settings": replace(SETTINGS, rank=8)}, "has another plan"),
         ({"settings": replace(SETTINGS, epochs=0)}, "at least 1"),
     ],
 )
@@ -309,7 +309,7 @@ def test_a_store_is_never_mixed_with_another_run(
     spec = replace(place.spec(trained[CYCLIC], stacked(place)), **changed)
     with pytest.raises(SpecError, match=message):
         train_exact(spec)
-    with pytest.raises(SpecError, match="another plan"):
+    with pytest.raises(SpecError, match="has another plan"):
         train_exact(place.spec(trained[CYCLIC], stacked(place, MATCHED)))
 
 
