@@ -40,13 +40,15 @@ def load_serving(
     Args:
         slice_name: whose adapter, where they are separate.
     Returns:
-        A model whose digest names the base and the adapters; nothing is merged.
+        The base's own kind of model, with the adapters in its layers and a digest that names both; nothing is merged.
     Raises:
         DigestMismatchError: an adapter is not the recorded one, or `base` not the base of the store.
         SpecError: as for `ExactManifest.serving`, or there is no store.
     """
     manifest = read_manifest(store)
-    return _assembled(store, manifest, manifest.serving(slice_name), base, device=device, dtype=dtype)
+    entries = manifest.serving(slice_name)
+    loaded = _assembled(store, manifest, entries, base, device=device, dtype=dtype)
+    return replace(loaded, model=loaded.model.get_base_model()) if entries else loaded
 
 
 def write_serving_copy(store: Path, base: ModelRef, directory: Path, *, slice_name: str | None = None) -> ServedCopy:

@@ -101,6 +101,23 @@ def _is_switched_off(model: PeftModel) -> bool:
     return next((layer.disable_adapters for layer in model.modules() if isinstance(layer, BaseTunerLayer)), False)
 
 
+@contextmanager
+def scaled_adapter(model: PeftModel, share: float) -> Iterator[PeftModel]:
+    """Inside the block of code, let the adapter count for `share` of what it is: exact, and no weight changes.
+
+    0 is the base, 1 the model as it was given.
+    """
+    layers = [layer for layer in model.modules() if isinstance(layer, LoraLinear)]
+    before = [dict(layer.scaling) for layer in layers]
+    try:
+        for layer in layers:
+            layer.scaling.update({name: share * scale for name, scale in layer.scaling.items()})
+        yield model
+    finally:
+        for layer, scaling in zip(layers, before, strict=True):
+            layer.scaling.update(scaling)
+
+
 def trained_parameters(model: PeftModel) -> list[torch.nn.Parameter]:
     """The adapter's weights, in the order in which every copy of the model has them."""
     return [parameter for parameter in model.parameters() if parameter.requires_grad]

@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from ml.digests import model_manifest
+from ml.digests import model_manifest, sha256_hex
 from ml.errors import DigestMismatchError, ModelDirectoryError, TokenizerMismatchError
 from ml.specs import ModelRef
 
@@ -52,6 +52,11 @@ def load_model(ref: ModelRef, *, device: str = "cpu", dtype: str = "float32") ->
         TokenizerMismatchError: the tokenizer does not fit the model.
     """
     return _load(ref, AutoModelForCausalLM, device=device, dtype=dtype)
+
+
+def tokenizer_sha256(loaded: LoadedModel) -> str:
+    """Digest of everything that decides how a tokenizer cuts a text."""
+    return sha256_hex(loaded.tokenizer.backend_tokenizer.to_str().encode("utf-8"))
 
 
 def load_rewriter(ref: ModelRef, *, device: str = "cpu") -> LoadedModel:

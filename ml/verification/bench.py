@@ -26,12 +26,12 @@ from ml.attacks.generation import Prompt, answer_hits, greedy_answers, make_prom
 from ml.attacks.mean_loss import mean_loss
 from ml.attacks.relearning import relearn
 from ml.data.collate import EncodedText, encode_records
-from ml.digests import code_sha256, sha256_hex
+from ml.digests import code_sha256
 from ml.documents import Json, plain_object
 from ml.errors import RunStoppedError, TokenizerMismatchError
 from ml.metrics.fluency import opening_log_probability, weighted_ngram_entropy
 from ml.models.backbone import model_device
-from ml.models.load import LoadedModel, load_model
+from ml.models.load import LoadedModel, load_model, tokenizer_sha256
 from ml.models.quantise import ROUNDINGS, quantised
 from ml.specs import ModelRef, Progress, ProgressCallback, Record, StopCheck, VerificationSpec
 from ml.verification.parts import Failure, Part, PartStore
@@ -405,11 +405,6 @@ def _plain_mean_log_prob(loaded: LoadedModel, text: EncodedText) -> Tensor:
     log_probs = torch.log_softmax(loaded.model(input_ids=ids).logits[0].float(), dim=-1)
     labels = ids[0, text.first_label :]
     return log_probs[text.first_label - 1 : -1].gather(-1, labels.unsqueeze(-1)).mean().cpu()
-
-
-def tokenizer_sha256(loaded: LoadedModel) -> str:
-    """Digest of everything that decides how a tokenizer cuts a text."""
-    return sha256_hex(loaded.tokenizer.backend_tokenizer.to_str().encode("utf-8"))
 
 
 def environment(spec: VerificationSpec) -> dict[str, str]:
