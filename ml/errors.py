@@ -121,6 +121,18 @@ class EnergyNotSeparatingError(MlError):
     code = "energy_does_not_separate"
 
 
+class GuardNotCalibratedError(MlError):
+    """The guard must stay off: it has no valid threshold for this model; calibrate it on the model that serves."""
+
+    code = "guard_not_calibrated"
+
+
+class GuardUnsupportedError(MlError):
+    """A way of generating that the guard cannot watch; the message names it."""
+
+    code = "guard_unsupported"
+
+
 class CheckpointError(MlError):
     """A checkpoint is unreadable or belongs to another run."""
 

@@ -1,0 +1,237 @@
+"""How foreign a prompt is to a model, read from the logits of the answer that is being generated: no pass is added.
+
+The score pools the energies of the first answer tokens, from what the model says before any processor, temperature or
+cut. None of those may enter it: they are the caller's settings, and the threshold is not.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal, TypeAlias
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+from transformers.generation import BaseStreamer, GenerationMode
+
+from ml.data.collate import token_budget_batches
+from ml.energy import EnergyIndex, token_energy
+from ml.errors import ContextLengthError, EmptySetError, GuardUnsupportedError, SpecError
+from ml.models.backbone import model_device
+from ml.models.load import LoadedModel
+
+ReadAt: TypeAlias = Literal["prefill", "answer"]
+Pooling: TypeAlias = Literal["mean", "highest"]
+TOKENS: Final = {"prefill": 1, "answer": 8}
+"""Logit vectors that each reading pools: the one after the prompt, or those of the first 8 answer tokens."""
+_BATCH_TOKENS: Final = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Where a score is read and by which index; `tokens` logit vectors are pooled, fewer where an answer ends.
+
+    Energy is that of `ml.energy.token_energy`: nats, higher means more foreign. `mean` is the rule of the method's
+    sources. `highest` is ours: an answer about a stranger is as fluent as any other but for the token at which a value
+    begins, and a mean over 8 tokens dilutes that one.
+    """
+
+    at: ReadAt
+    tokens: int
+    pooling: Pooling
+    index: EnergyIndex
+    temperature: float
+    vocabulary: int
+
+    def energies(self, logits: Tensor) -> Tensor:
+        """Energy of each row of logits: (rows, vocabulary rows) to (rows,), float32."""
+        return token_energy(logits, vocabulary=self.vocabulary, temperature=self.temperature, index=self.index)
+
+
+def make_reading(
+    vocabulary: int,
+    *,
+    at: ReadAt = "answer",
+    pooling: Pooling = "mean",
+    index: EnergyIndex = "centred",
+    temperature: float = 1.0,
+) -> Reading:
+    """A reading of the length that belongs to `at`; `vocabulary` is the tokenizer's, padded rows left out."""
+    return Reading(at, TOKENS[at], pooling, index, temperature, vocabulary)
+
+
+class Watch:
+    """One call of `generate`, watched: reads the score of each row and ends the rows that lie above `threshold`.
+
+    Hand it to `generate` as `custom_generate`, once. It runs the library's own loop for greedy decoding and sampling,
+    with two wrappers around what that loop calls at each step; after the first `reading.tokens` steps they do nothing.
+    A row that ends earlier is decided by the tokens it has. A score that is no number lies above every threshold.
+
+    `refused` is (rows,) bool, all False until `is_open` is, and `streamer` gets tokens as `generate` would give them.
+    """
+
+    def __init__(self, reading: Reading, *, threshold: float = math.inf) -> None:
+        self.reading = reading
+        self.threshold = threshold
+        self.streamer: BaseStreamer | None = None
+        self.is_open = True
+        self.prompt_length = 0
+        self._steps = 0
+        self._started = False
+
+    def __call__(
+        self,
+        model: Any,
+        input_ids: Tensor,
+        logits_processor: LogitsProcessorList,
+        stopping_criteria: StoppingCriteriaList,
+        generation_config: GenerationConfig,
+        **options: Any,
+    ) -> Tensor:
+        """Decode; called by `generate`. Returns prompt and answer ids, those of refused rows included.
+
+        Raises:
+            GuardUnsupportedError: the call searches beams, drafts by another model or returns more than tokens.
+        """
+        _refuse_other_modes(model, generation_config)
+        rows, device = len(input_ids), input_ids.device
+        self.prompt_length = input_ids.shape[1]
+        self.refused = torch.zeros(rows, dtype=torch.bool, device=device)
+        self._undecided = torch.ones(rows, dtype=torch.bool, device=device)
+        self._pooled = torch.full((rows,), -math.inf if self.reading.pooling == "highest" else 0.0, device=device)
+        self._counts = torch.zeros(rows, device=device)
+        self._started = True
+        if self.streamer is not None:
+            self.streamer.put(input_ids.cpu())
+        ids: Tensor = model._sample(
+            input_ids,
+            logits_processor=_ReadFirst(self, logits_processor),
+            stopping_criteria=_EndRefused(self, stopping_criteria),
+            generation_config=generation_config,
+            streamer=self.streamer,
+            **options,
+        )
+        return ids
+
+    @property
+    def was_used(self) -> bool:
+        """True once `generate` has called it."""
+        return self._started
+
+    @property
+    def scores(self) -> Tensor:
+        """Pooled energy of what was read of each row: (rows,), float32, nats."""
+        return self._pooled if self.reading.pooling == "highest" else self._pooled / self._counts
+
+    def read(self, logits: Tensor) -> None:
+        """Add one step's energies to the rows that are not decided yet: logits (rows, vocabulary rows), raw."""
+        energies, before = self.reading.energies(logits), self._pooled
+        pooled = torch.maximum(before, energies) if self.reading.pooling == "highest" else before + energies
+        self._pooled = torch.where(self._undecided, pooled, before)
+        self._counts += self._undecided
+        self._steps += 1
+
+    def settle(self, ended: Tensor) -> Tensor:
+        """Decide the rows that have just ended, or all of them when the reading is complete.
+
+        Args:
+            ended: (rows,) bool, rows that end with the token just chosen.
+        Returns:
+            (rows,) bool: `ended`, and with them the refused rows, which have nothing more to say.
+        """
+        self.is_open = self._steps < self.reading.tokens
+        decided = self._undecided & ended if self.is_open else self._undecided
+        self.refused |= decided & ~(self.scores <= self.threshold)
+        self._undecided = self._undecided & ~decided
+        return ended | self.refused
+
+
+class _ReadFirst(LogitsProcessorList):
+    """The call's own processors, after the score was read from what the model itself said.
+
+    `generate` puts its processors before those it is given, so a score read in their midst would depend on them.
+    """
+
+    def __init__(self, watch: Watch, processors: LogitsProcessorList) -> None:
+        super().__init__(processors)
+        self._watch = watch
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **options: Any) -> Tensor:
+        if self._watch.is_open:
+            self._watch.read(scores)
+        return super().__call__(input_ids, scores, **options)
+
+
+class _EndRefused(StoppingCriteriaList):
+    """The call's own criteria; a refused row has ended too."""
+
+    def __init__(self, watch: Watch, criteria: StoppingCriteriaList) -> None:
+        super().__init__(criteria)
+        self._watch = watch
+
+    def __call__(self, input_ids: Tensor, scores: Any, **options: Any) -> Tensor:
+        ended = super().__call__(input_ids, scores, **options)
+        return self._watch.settle(ended) if self._watch.is_open else ended
+
+
+def _refuse_other_modes(model: Any, config: GenerationConfig) -> None:
+    if model.config.is_encoder_decoder:
+        raise GuardUnsupportedError("the guard reads decoder-only models; this one has an encoder")
+    mode = config.get_generation_mode(None)
+    if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
+        raise GuardUnsupportedError(
+            f"the guard serves greedy decoding and sampling, not {mode.value}; ask for one beam"
+        )
+    if config.return_dict_in_generate:
+        # Scores, states and cache would tell what a refused row was about to say.
+        raise GuardUnsupportedError("the guard returns tokens alone; leave return_dict_in_generate off")
+
+
+def prompt_ids(tokenizer: Any, prompts: Sequence[str]) -> list[list[int]]:
+    """Tokenise prompts as they are served: special tokens as the tokenizer adds them, but no end of sequence."""
+    rows: list[list[int]] = tokenizer(list(prompts), add_special_tokens=True)["input_ids"]
+    for row in rows:
+        while row and row[-1] == tokenizer.eos_token_id:
+            row.pop()
+    if not all(rows):
+        raise SpecError("a prompt has no token; ask something")
+    return rows
+
+
+def left_padded(rows: Sequence[Sequence[int]], *, pad_id: int, device: torch.device) -> dict[str, Tensor]:
+    """Pad prompts on the left, as generation wants them: `input_ids` and `attention_mask`, both (rows, longest)."""
+    width = max(len(row) for row in rows)
+    ids = [[pad_id] * (width - len(row)) + list(row) for row in rows]
+    mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
+    return {"input_ids": torch.tensor(ids, device=device), "attention_mask": torch.tensor(mask, device=device)}
+
+
+def prompt_scores(loaded: LoadedModel, prompts: Sequence[str], reading: Reading) -> Tensor:
+    """Score prompts by the way that serving takes, with greedy answers: (prompts,), float32, nats.
+
+    Raises:
+        EmptySetError: there is no prompt.
+        ContextLengthError: a prompt leaves no room for the tokens that are read.
+    """
+    if not prompts:
+        raise EmptySetError("there is no prompt to score")
+    rows = prompt_ids(loaded.tokenizer, prompts)
+    longest = max(map(len, rows)) + reading.tokens
+    if longest > loaded.context:
+        raise ContextLengthError(f"a prompt and its answer have {longest} tokens, the model takes {loaded.context}")
+    scores = torch.zeros(len(rows))
+    device = model_device(loaded.model)
+    for group in token_budget_batches([len(row) + reading.tokens for row in rows], budget=_BATCH_TOKENS):
+        watch = Watch(reading)
+        loaded.model.generate(
+            **left_padded([rows[i] for i in group], pad_id=loaded.pad_id, device=device),
+            custom_generate=watch,
+            max_new_tokens=reading.tokens,
+            do_sample=False,
+            num_beams=1,
+            pad_token_id=loaded.pad_id,
+        )
+        scores[group] = watch.scores.cpu()
+    return scores
