@@ -16,6 +16,7 @@ and never-seen people, direct and paraphrased, and tells the two apart no better
 from __future__ import annotations
 
 import argparse
+import math
 import random
 import sys
 import tempfile
@@ -97,9 +98,10 @@ def refusing_nobody(loaded: LoadedModel, reading: Reading) -> Guard:
 
 
 def overhead(loaded: LoadedModel, prompts: Sequence[str], reading: Reading, *, pairs: int, new_tokens: int) -> Bounds:
-    """Time per token with the guard over time without it, minus 1, with a 95 % t-interval over pairs.
+    """Time per token with the guard over time without it, minus 1, with a 95 % interval over pairs.
 
-    Each pair answers one prompt twice, in CPU seconds; which comes first alternates.
+    Each pair answers one prompt twice, in CPU seconds; which comes first alternates. The interval is a t-interval of
+    logarithms: a mean of ratios of two noisy times would be above 1 even where nothing differs.
     """
     guard = refusing_nobody(loaded, reading)
     options = {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens, "do_sample": False}
@@ -114,10 +116,10 @@ def overhead(loaded: LoadedModel, prompts: Sequence[str], reading: Reading, *, p
         order = (0, 1) if number % 2 else (1, 0)
         seconds = {way: _cpu_seconds(ways[way]) for way in order}
         if number >= 0:
-            changes.append(seconds[1] / seconds[0] - 1)
+            changes.append(math.log(seconds[1] / seconds[0]))
     lower = paired_t(changes, margin=0.0, alpha=0.025)
     upper = paired_t([-change for change in changes], margin=0.0, alpha=0.025)
-    return Bounds(lower.mean, lower.lower, -upper.lower)
+    return Bounds(*(math.expm1(change) for change in (lower.mean, lower.lower, -upper.lower)))
 
 
 def _cpu_seconds(work: Callable[[], Any]) -> float:

@@ -45,9 +45,10 @@ class Reading:
     temperature: float
     vocabulary: int
 
-    def energies(self, logits: Tensor) -> Tensor:
-        """Energy of each row of logits: (rows, vocabulary rows) to (rows,), float32."""
-        return token_energy(logits, vocabulary=self.vocabulary, temperature=self.temperature, index=self.index)
+    def pooled(self, logits: Tensor) -> Tensor:
+        """Score of each row from the logits of its steps: (rows, steps, vocabulary rows) to (rows,), float32."""
+        energies = token_energy(logits, vocabulary=self.vocabulary, temperature=self.temperature, index=self.index)
+        return energies.amax(dim=1) if self.pooling == "highest" else energies.mean(dim=1)
 
 
 def make_reading(
@@ -69,7 +70,8 @@ class Watch:
     with two wrappers around what that loop calls at each step; after the first `reading.tokens` steps they do nothing.
     A row that ends earlier is decided by the tokens it has. A score that is no number lies above every threshold.
 
-    `refused` is (rows,) bool, all False until `is_open` is, and `streamer` gets tokens as `generate` would give them.
+    `scores` (rows,) float32, NaN before the decision, and `refused` (rows,) bool are there once `generate` has begun;
+    every row is decided when `is_open` is False or generation ended. `streamer` gets tokens as from `generate`.
     """
 
     def __init__(self, reading: Reading, *, threshold: float = math.inf) -> None:
@@ -78,7 +80,7 @@ class Watch:
         self.streamer: BaseStreamer | None = None
         self.is_open = True
         self.prompt_length = 0
-        self._steps = 0
+        self._said: list[Tensor] = []
         self._started = False
 
     def __call__(
@@ -93,15 +95,17 @@ class Watch:
         """Decode; called by `generate`. Returns prompt and answer ids, those of refused rows included.
 
         Raises:
-            GuardUnsupportedError: the call searches beams, drafts by another model or returns more than tokens.
+            GuardUnsupportedError: the call searches beams, drafts by another model or returns more than tokens; or it
+                is the second.
         """
+        if self._started:
+            raise GuardUnsupportedError("a watch serves one call; make another for the next")
         _refuse_other_modes(model, generation_config)
         rows, device = len(input_ids), input_ids.device
         self.prompt_length = input_ids.shape[1]
         self.refused = torch.zeros(rows, dtype=torch.bool, device=device)
+        self.scores = torch.full((rows,), math.nan, device=device)
         self._undecided = torch.ones(rows, dtype=torch.bool, device=device)
-        self._pooled = torch.full((rows,), -math.inf if self.reading.pooling == "highest" else 0.0, device=device)
-        self._counts = torch.zeros(rows, device=device)
         self._started = True
         if self.streamer is not None:
             self.streamer.put(input_ids.cpu())
@@ -120,18 +124,13 @@ class Watch:
         """True once `generate` has called it."""
         return self._started
 
-    @property
-    def scores(self) -> Tensor:
-        """Pooled energy of what was read of each row: (rows,), float32, nats."""
-        return self._pooled if self.reading.pooling == "highest" else self._pooled / self._counts
-
     def read(self, logits: Tensor) -> None:
-        """Add one step's energies to the rows that are not decided yet: logits (rows, vocabulary rows), raw."""
-        energies, before = self.reading.energies(logits), self._pooled
-        pooled = torch.maximum(before, energies) if self.reading.pooling == "highest" else before + energies
-        self._pooled = torch.where(self._undecided, pooled, before)
-        self._counts += self._undecided
-        self._steps += 1
+        """Keep what the model says at this step: (rows, vocabulary rows), raw.
+
+        A copy, for processors may write into what they are given; energies of all steps together cost little more
+        than those of one.
+        """
+        self._said.append(logits[:, : self.reading.vocabulary].clone())
 
     def settle(self, ended: Tensor) -> Tensor:
         """Decide the rows that have just ended, or all of them when the reading is complete.
@@ -141,9 +140,13 @@ class Watch:
         Returns:
             (rows,) bool: `ended`, and with them the refused rows, which have nothing more to say.
         """
-        self.is_open = self._steps < self.reading.tokens
+        self.is_open = len(self._said) < self.reading.tokens
+        if self.is_open and not bool(ended.any()):
+            return ended
         decided = self._undecided & ended if self.is_open else self._undecided
-        self.refused |= decided & ~(self.scores <= self.threshold)
+        pooled = self.reading.pooled(torch.stack(self._said, dim=1))
+        self.scores = torch.where(decided, pooled, self.scores)
+        self.refused = self.refused | (decided & ~(pooled <= self.threshold))
         self._undecided = self._undecided & ~decided
         return ended | self.refused
 

@@ -173,11 +173,17 @@ def test_a_rate_counts_what_lies_above_the_threshold_and_what_is_no_number() -> 
 # --- the score ------------------------------------------------------------------------------------------------------
 
 
-def test_energies_of_a_reading_are_those_of_the_fixture() -> None:
-    raw = make_reading(4, index="raw")
-    assert raw.energies(FORGET).tolist() == pytest.approx([-2.3423496, -3.1755154], abs=1e-6)
-    assert make_reading(4).energies(FORGET).tolist() == pytest.approx([-1.9673496, -2.6755154], abs=1e-6)
-    assert make_reading(4).energies(FORGET + 5).tolist() == pytest.approx([-1.9673496, -2.6755154], abs=1e-5)
+def test_scores_of_the_fixture_are_the_mean_or_the_highest_of_its_energies() -> None:
+    steps = FORGET.unsqueeze(0)  # one row, two steps
+    expected = {("raw", "mean"): -2.7589325, ("raw", "highest"): -2.3423496}
+    expected |= {("centred", "mean"): -2.3214325, ("centred", "highest"): -1.9673496}
+    for (index, pooling), score in expected.items():
+        how = make_reading(4, index=index, pooling=pooling)
+        assert float(how.pooled(steps)) == pytest.approx(score, abs=1e-6)
+        moved = score - 5 if index == "raw" else score
+        assert float(how.pooled(steps + 5)) == pytest.approx(moved, abs=1e-5)
+    padded = torch.cat([steps, torch.full((1, 2, 3), 50.0)], dim=-1)  # rows of the model that stand for no token
+    assert float(make_reading(4).pooled(padded)) == pytest.approx(-2.3214325, abs=1e-6)
 
 
 @pytest.mark.parametrize("at", ["prefill", "answer"])
@@ -310,6 +316,21 @@ def test_refusals_are_byte_identical_whoever_is_asked_about_and_however_short_an
     assert texts == {WORDING.encode()}
 
 
+def test_a_wording_shorter_than_what_was_said_leaves_nothing_of_it(loaded: LoadedModel) -> None:
+    prompts, threshold = answered_then_refused(loaded)
+    guard = Guard(loaded, calibrated(loaded, threshold), "No.")
+    for asked in (prompts, prompts[1:]):
+        given, recorder = inputs(loaded, asked), Recorder()
+        answers = guard.generate(**given, max_new_tokens=20, do_sample=False, streamer=recorder)
+        said = answers.sequences[-1, given["input_ids"].shape[1] :].tolist()
+        short = [*loaded.tokenizer("No.")["input_ids"], loaded.tokenizer.eos_token_id]
+        assert len(short) < 8
+        assert said == short + [loaded.pad_id] * (len(said) - len(short))
+        streamed = [int(value[-1]) for value in recorder.values[1:]]
+        assert streamed[: len(said)] == said
+        assert set(streamed[len(said) :]) <= {loaded.pad_id}
+
+
 def test_an_answer_that_ends_before_the_reading_is_complete_is_decided_by_what_there_is(loaded: LoadedModel) -> None:
     end = loaded.tokenizer.eos_token_id
 
@@ -322,10 +343,33 @@ def test_an_answer_that_ends_before_the_reading_is_complete_is_decided_by_what_t
         ids = loaded.model.generate(**given, custom_generate=watch, pad_token_id=loaded.pad_id, max_new_tokens=20)
     assert ids.shape[1] - given["input_ids"].shape[1] == 3
     score = float(watch.scores)
+    with torch.no_grad():
+        said = loaded.model(ids).logits[:, -4:-1].clone()
+    said[:, 2, end] = 30.0
+    assert score == pytest.approx(float(reading(loaded).pooled(said)), abs=1e-4)
     for threshold, refused in ((score + 0.01, False), (score - 0.01, True)):
         with edited_logits(loaded, ends_third):
             answers = Guard(loaded, calibrated(loaded, threshold)).generate(**given, max_new_tokens=20)
         assert answers.refused == (refused,)
+
+
+def test_a_row_that_ends_early_leaves_the_scores_of_the_others_alone(loaded: LoadedModel) -> None:
+    def first_row_ends(logits: Tensor, number: int) -> Tensor:
+        if number == 2:
+            logits[0, :, loaded.tokenizer.eos_token_id] = 30.0
+        return logits
+
+    free = watched(loaded, "answer", do_sample=False).scores
+    with edited_logits(loaded, first_row_ends):
+        found = watched(loaded, "answer", do_sample=False).scores
+    assert found[0] != free[0]
+    assert float(found[1]) == pytest.approx(float(free[1]), abs=1e-5)
+
+
+def test_a_watch_serves_one_call(loaded: LoadedModel) -> None:
+    watch = watched(loaded, "answer", do_sample=False)
+    with pytest.raises(GuardUnsupportedError):
+        loaded.model.generate(**inputs(loaded, [SHORT]), custom_generate=watch, pad_token_id=loaded.pad_id)
 
 
 def test_a_score_that_is_no_number_is_refused(loaded: LoadedModel) -> None:
