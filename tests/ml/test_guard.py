@@ -238,6 +238,7 @@ def watched(loaded: LoadedModel, at: str, **options: Any) -> Watch:
         {"do_sample": False, "bad_words_ids": [[5], [6], [7]]},
         {"do_sample": False, "suppress_tokens": list(range(5, 300))},
         {"do_sample": False, "logits_processor": [lambda ids, scores: scores * 2]},
+        {"do_sample": False, "logits_processor": [lambda ids, scores: scores.mul_(2)]},
     ],
 )
 def test_neither_temperature_nor_any_processor_enters_the_score(loaded: LoadedModel, options: dict[str, Any]) -> None:
@@ -362,7 +363,10 @@ def test_a_row_that_ends_early_leaves_the_scores_of_the_others_alone(loaded: Loa
     free = watched(loaded, "answer", do_sample=False).scores
     with edited_logits(loaded, first_row_ends):
         found = watched(loaded, "answer", do_sample=False).scores
+    with edited_logits(loaded, first_row_ends):
+        alone = prompt_scores(loaded, [SHORT], reading(loaded))
     assert found[0] != free[0]
+    assert float(found[0]) == pytest.approx(float(alone), abs=1e-4)
     assert float(found[1]) == pytest.approx(float(free[1]), abs=1e-5)
 
 
