@@ -8,15 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from torch import Tensor
-
-from ml.data.batches import EpochBatches
-from ml.data.collate import collate, label_log_probs
-from ml.loop import Backward
-from ml.methods.losses import grad_diff_loss
-from ml.methods.method import METHODS, Need, Plan, Training, UnlearningTask, watched
-from ml.methods.retention import Retention
-from ml.models.forward import answer_logits
+from ml.data.collate import mean_over_tokens
+from ml.methods.forgetting import forgetting_plan
+from ml.methods.method import METHODS, Need, Plan, Training, UnlearningTask
 from ml.reports import Guarantee
 
 
@@ -40,17 +34,10 @@ class GradDiff:
 
     def plan(self, task: UnlearningTask, settings: GradDiffSettings) -> Plan:
         """Take one forget batch and one retained batch a step."""
-        training = settings.training
-        rows = task.encode(task.forget)
-        turn = EpochBatches([len(row.ids) for row in rows], rows=training.forget_rows, seed=task.seed)
-        retention = Retention(task, rows=training.retain_rows, neighbour_rows=training.neighbour_rows)
-
-        def step(number: int, backward: Backward) -> dict[str, Tensor]:
-            batch = collate([rows[i] for i in turn.at(number)], pad_id=task.pad_id).to(task.device)
-            log_probs, mask = label_log_probs(*answer_logits(task.model, batch))
-            retain = retention.cross_entropy(number)
-            loss = grad_diff_loss(log_probs, mask, retain, gamma=settings.gamma, alpha=settings.alpha)
-            backward(loss)
-            return dict(watched(loss=loss, retain=retain))
-
-        return Plan(step=step, loop=training.loop())
+        return forgetting_plan(
+            task,
+            settings.training,
+            lambda batch: mean_over_tokens(*batch.log_probs()),
+            gamma=settings.gamma,
+            alpha=settings.alpha,
+        )

@@ -85,6 +85,11 @@ class UnlearningTask:
     boundary: EnergyBoundary | None
     second: SecondProcess | None = None
 
+    @property
+    def vocabulary(self) -> int:
+        """Logits that stand for a token; those from here on are padding."""
+        return len(self.tokenizer)
+
     def encode(self, records: Sequence[Record]) -> list[EncodedText]:
         """Tokenise records."""
         return encode_records(self.tokenizer, records, context=self.context) if records else []

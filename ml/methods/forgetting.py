@@ -1,0 +1,129 @@
+"""The step that most methods share: one forget batch against the method's own loss, one retained batch beside it.
+
+`L = gamma * L_forget + alpha * L_retain`. A method's file holds its forget loss and little else; what is drawn, run and
+aligned is here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from ml.data.batches import EpochBatches
+from ml.data.collate import Batch, EncodedText, collate, label_log_probs, shift
+from ml.loop import Backward
+from ml.methods.losses import chosen_log_probs
+from ml.methods.method import Plan, Training, UnlearningTask, answer_positions, watched
+from ml.methods.retention import Retention
+from ml.models.adapters import reference_model
+from ml.models.forward import answer_logits
+
+RetainTerm: TypeAlias = Literal["cross_entropy", "divergence"]
+RetainWeight: TypeAlias = Callable[[int, float], float]
+"""Called with the step number and the retained loss of that step; returns the loss's weight."""
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetBatch:
+    """Rows of one step under the model in training.
+
+    `chosen` numbers them among the method's rows, in order; `logits` (batch, kept, rows) and `labels` (batch, kept) are
+    those of the last columns of `tokens`, as `ml.data.collate.shift` takes them. Logits from `vocabulary` on stand for
+    no token.
+    """
+
+    chosen: list[int]
+    tokens: Batch
+    logits: Tensor
+    labels: Tensor
+    vocabulary: int
+
+    def log_probs(self) -> tuple[Tensor, Tensor]:
+        """Log-probability of each label, (batch, seq), and the mask of labels, as `label_log_probs` returns them."""
+        return label_log_probs(self.logits, self.labels)
+
+    def distributions(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits of real tokens only (batch, seq, vocabulary), the labels they predict, and the mask of labels."""
+        return shift(self.logits[..., : self.vocabulary], self.labels)
+
+
+ForgetLoss: TypeAlias = Callable[[ForgetBatch], Tensor]
+
+
+def forgetting_plan(
+    task: UnlearningTask,
+    training: Training,
+    forget_loss: ForgetLoss,
+    *,
+    rows: Sequence[EncodedText] | None = None,
+    gamma: float = 1.0,
+    alpha: float | RetainWeight = 0.0,
+    retain_term: RetainTerm = "cross_entropy",
+) -> Plan:
+    """Return the plan whose every step takes one forget batch and, unless `alpha` is 0, one retained batch.
+
+    Args:
+        forget_loss: a scalar from the forget rows of one step.
+        rows: what to forget; the encoded forget set unless given.
+        alpha: weight of the retained loss, or what decides it at each step.
+        retain_term: "cross_entropy" keeps the right answers right, "divergence" the whole distribution where it was.
+    Raises:
+        EmptySetError: there is nothing to forget, or nothing to retain although `alpha` is not 0.
+    """
+    rows = task.encode(task.forget) if rows is None else rows
+    turn = forget_turn(rows, training, seed=task.seed)
+    retention = _retention(task, training) if alpha != 0.0 else None
+
+    def step(number: int, backward: Backward) -> dict[str, Tensor]:
+        forget = forget_loss(run_rows(task, rows, turn.at(number)))
+        if retention is None:
+            backward(gamma * forget)
+            return dict(watched(forget=forget))
+        retain = _retained_loss(retention, number, retain_term)
+        if not callable(alpha):
+            backward(gamma * forget + alpha * retain)
+            return dict(watched(forget=forget, retain=retain))
+        weight = alpha(number, float(retain.detach()))
+        backward(gamma * forget + weight * retain)
+        return dict(watched(forget=forget, retain=retain, retain_weight=torch.tensor(weight)))
+
+    return Plan(step=step, loop=training.loop())
+
+
+def _retention(task: UnlearningTask, training: Training) -> Retention:
+    return Retention(task, rows=training.retain_rows, neighbour_rows=training.neighbour_rows)
+
+
+def _retained_loss(retention: Retention, number: int, term: RetainTerm) -> Tensor:
+    return retention.cross_entropy(number) if term == "cross_entropy" else retention.at(number).divergence()
+
+
+def forget_turn(rows: Sequence[EncodedText], training: Training, *, seed: int) -> EpochBatches:
+    """Which of `rows` belong to which step."""
+    return EpochBatches([len(row.ids) for row in rows], rows=training.forget_rows, seed=seed)
+
+
+def run_rows(task: UnlearningTask, rows: Sequence[EncodedText], chosen: list[int]) -> ForgetBatch:
+    """Run the model in training on the chosen rows."""
+    tokens = collate([rows[i] for i in chosen], pad_id=task.pad_id).to(task.device)
+    return ForgetBatch(chosen, tokens, *answer_logits(task.model, tokens), task.vocabulary)
+
+
+def run_before(task: UnlearningTask, batch: ForgetBatch) -> ForgetBatch:
+    """Run the model before deletion on the rows of `batch`, without a graph."""
+    with reference_model(task.model) as before:
+        return ForgetBatch(batch.chosen, batch.tokens, *answer_logits(before, batch.tokens), task.vocabulary)
+
+
+def reference_sums(task: UnlearningTask, rows: Sequence[EncodedText]) -> Tensor:
+    """Summed answer NLL of each row under the model before deletion: (rows,)."""
+    positions = [answer_positions(row) for row in rows]
+    sums = [
+        -chosen_log_probs(logits, torch.tensor([row.ids[p] for p in ps], device=logits.device)).sum()
+        for logits, row, ps in zip(task.reference_passes(rows, positions), rows, positions, strict=True)
+    ]
+    return torch.stack(sums)
