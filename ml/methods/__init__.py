@@ -1,6 +1,6 @@
 """Deletion methods, by name: `METHODS["energy_boundary"]`. A new method is a new file, imported here."""
 
-from ml.methods import energy_boundary, energy_only, grad_diff, none, npo
+from ml.methods import energy_boundary, energy_only, ga, grad_diff, none, npo, satimp, simnpo, wga
 from ml.methods.method import METHODS, Method, Need, Plan, SharesSteps, Training, UnlearningTask
 
 __all__ = [
@@ -13,7 +13,11 @@ __all__ = [
     "UnlearningTask",
     "energy_boundary",
     "energy_only",
+    "ga",
     "grad_diff",
     "none",
     "npo",
+    "satimp",
+    "simnpo",
+    "wga",
 ]

@@ -8,24 +8,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ml.data.collate import mean_over_tokens
-from ml.methods.forgetting import forgetting_plan
+from ml.methods.forgetting import RetainTerm, forgetting_plan
+from ml.methods.ga import ga_loss
 from ml.methods.method import METHODS, Need, Plan, Training, UnlearningTask
 from ml.reports import Guarantee
 
 
 @dataclass(frozen=True, slots=True)
 class GradDiffSettings:
-    """`gamma` weighs the ascent, `alpha` the retained cross-entropy."""
+    """`gamma` weighs the ascent, `alpha` the retained loss."""
 
     training: Training = field(default_factory=lambda: Training(steps=60, learning_rate=1e-3, rank=8))
     gamma: float = 1.0
     alpha: float = 1.0
+    retain_term: RetainTerm = "cross_entropy"
 
 
 @METHODS.register("grad_diff")
 class GradDiff:
-    """`L = -gamma * NLL(forget) + alpha * NLL(retain)`, both means over labelled tokens."""
+    """`L = -gamma * NLL(forget) + alpha * retained`, both means over labelled tokens."""
 
     version = "1"
     guarantee: Guarantee = "empirical_approximate"
@@ -37,7 +38,8 @@ class GradDiff:
         return forgetting_plan(
             task,
             settings.training,
-            lambda batch: mean_over_tokens(*batch.log_probs()),
+            lambda batch: ga_loss(*batch.log_probs()),
             gamma=settings.gamma,
             alpha=settings.alpha,
+            retain_term=settings.retain_term,
         )

@@ -16,6 +16,7 @@ from torch import Tensor
 from ml.data.collate import EncodedText, encode_records, token_budget_batches
 from ml.data.questions import QuestionBank
 from ml.energy import EnergyBoundary
+from ml.errors import SpecError
 from ml.loop import LoopSettings, StepFunction
 from ml.methods.beside import SecondProcess, Share
 from ml.models.adapters import reference_model
@@ -147,6 +148,17 @@ class SharesSteps(Protocol):
     def kept_share(self, task: UnlearningTask, settings: Any) -> Share:
         """The part of a step that another process may compute, given the weights."""
         ...
+
+
+def refuse_unless_above_zero(**settings: float) -> None:
+    """Refuse settings of a method that a formula divides by or that decide its direction.
+
+    Raises:
+        SpecError: the message names the first one that is not above 0.
+    """
+    for name, value in settings.items():
+        if value <= 0:
+            raise SpecError(f"setting {name} must be above 0")
 
 
 METHODS: Registry[type[Method]] = Registry("deletion method")

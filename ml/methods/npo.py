@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from ml.methods.forgetting import ForgetBatch, forgetting_plan, reference_sums
+from ml.methods.forgetting import ForgetBatch, RetainTerm, forgetting_plan, reference_sums
 from ml.methods.losses import npo_loss
 from ml.methods.method import METHODS, Need, Plan, Training, UnlearningTask
 from ml.reports import Guarantee
@@ -18,17 +18,18 @@ from ml.reports import Guarantee
 
 @dataclass(frozen=True, slots=True)
 class NpoSettings:
-    """`beta` is the inverse temperature; `gamma` weighs forgetting, `alpha` the retained cross-entropy."""
+    """`beta` is the inverse temperature; `gamma` weighs forgetting, `alpha` the retained loss."""
 
     training: Training = field(default_factory=lambda: Training(steps=120, learning_rate=1e-3, rank=8))
     beta: float = 0.1
     gamma: float = 1.0
     alpha: float = 1.0
+    retain_term: RetainTerm = "cross_entropy"
 
 
 @METHODS.register("npo")
 class Npo:
-    """`L = gamma * NPO(forget) + alpha * NLL(retain)`."""
+    """`L = gamma * NPO(forget) + alpha * retained`."""
 
     version = "1"
     guarantee: Guarantee = "empirical_approximate"
@@ -43,4 +44,12 @@ class Npo:
         def loss(batch: ForgetBatch) -> Tensor:
             return npo_loss(*batch.log_probs(), before[batch.chosen], beta=settings.beta)
 
-        return forgetting_plan(task, settings.training, loss, rows=rows, gamma=settings.gamma, alpha=settings.alpha)
+        return forgetting_plan(
+            task,
+            settings.training,
+            loss,
+            rows=rows,
+            gamma=settings.gamma,
+            alpha=settings.alpha,
+            retain_term=settings.retain_term,
+        )

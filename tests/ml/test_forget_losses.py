@@ -1,0 +1,180 @@
+"""Forget losses: hand-worked numbers, gradients with frozen weights, and indifference to what bears no label."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from ml.data.collate import IGNORED, label_log_probs, shift
+from ml.errors import EmptySequenceError
+from ml.methods.ga import ga_loss
+from ml.methods.satimp import satimp_loss
+from ml.methods.simnpo import simnpo_loss
+from ml.methods.wga import wga_loss
+from tests.ml.fixture_z import FORGET, FORGET_LABELS, as_batch
+
+CLOSE = {"abs": 1e-6}
+# p of the labels, -log p of the labels
+P = (0.7100999, 0.1135496)
+L = (0.3423496, 2.1755154)
+
+# Each from logits (batch, seq, rows) and labels (batch, seq) of a whole row, as a model and `collate` hand them over.
+LOSSES: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], float]] = {
+    # -(0.3423496 + 2.1755154) / 2
+    "ga": (lambda z, y: ga_loss(*label_log_probs(z, y)), -1.2589325),
+    # -(2 / 4.5) log sigmoid(4.5 * 1.2589325)
+    "simnpo": (lambda z, y: simnpo_loss(*label_log_probs(z, y), beta=4.5, delta=0.0), 0.0015371),
+    "simnpo of the authors": (lambda z, y: simnpo_loss(*label_log_probs(z, y), beta=2.5, delta=0.0), 0.0336554),
+    "simnpo with a margin": (lambda z, y: simnpo_loss(*label_log_probs(z, y), beta=4.5, delta=1.0), 0.1206432),
+    # -(0.7100999 * 0.3423496 + 0.1135496 * 2.1755154) / 2
+    "wga": (lambda z, y: wga_loss(*label_log_probs(z, y), beta=1.0), -0.2450657),
+    # weights 0.0523414 and 1.673335e-5
+    "satimp": (lambda z, y: satimp_loss(*label_log_probs(z, y), beta1=5.0, beta2=1.0), -0.0089777),
+    "satimp of the authors": (lambda z, y: satimp_loss(*label_log_probs(z, y), beta1=5.0, beta2=0.1), -0.0273265),
+}
+
+WILD = torch.tensor([[-7.0, 40.0, 3.0, -25.0]])
+
+
+def with_prompt_and_padding(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The same two labels behind a prompt of three tokens and before two of padding."""
+    ignored = torch.tensor([IGNORED])
+    row = torch.cat([ignored, ignored, ignored, labels, ignored, ignored]).unsqueeze(0)
+    return torch.cat([WILD, -WILD, logits, WILD, WILD, -WILD]).unsqueeze(0), row
+
+
+def gradient(loss: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Gradient by the logits that predict the two labels: (2, 4)."""
+    logits, labels = as_batch(FORGET, FORGET_LABELS)
+    logits.requires_grad_(True)
+    (found,) = torch.autograd.grad(loss(logits, labels), logits)
+    assert not found[0, 2].any()
+    return found[0, :2]
+
+
+def finite_differences(loss: Callable[[Tensor], Tensor]) -> Tensor:
+    """Central differences of a loss of the two logit rows, in float64: (2, 4)."""
+    base, size = FORGET.double(), 1e-4
+    found = torch.zeros_like(base)
+    for row, column in torch.cartesian_prod(torch.arange(2), torch.arange(4)).tolist():
+        moved = torch.zeros_like(base)
+        moved[row, column] = size
+        found[row, column] = (loss(base + moved) - loss(base - moved)) / (2 * size)
+    return found.float()
+
+
+def label_losses(logits: Tensor) -> Tensor:
+    return -torch.log_softmax(logits, dim=-1)[torch.arange(2), FORGET_LABELS]
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_loss_of_the_fixture_is_the_hand_worked_number(name: str) -> None:
+    loss, expected = LOSSES[name]
+    assert float(loss(*as_batch(FORGET, FORGET_LABELS))) == pytest.approx(expected, **CLOSE)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_prompt_and_padding_change_nothing_however_wild_their_logits(name: str) -> None:
+    loss, expected = LOSSES[name]
+    logits, labels = with_prompt_and_padding(FORGET, FORGET_LABELS)
+    logits.requires_grad_(True)
+    found = loss(logits, labels)
+    assert float(found.detach()) == pytest.approx(expected, **CLOSE)
+    (slope,) = torch.autograd.grad(found, logits)
+    assert slope[0, 2:4].any()
+    assert not slope[0, :2].any()
+    assert not slope[0, 4:].any()
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_labels_that_are_one_place_off_give_another_number(name: str) -> None:
+    loss, expected = LOSSES[name]
+    logits, labels = with_prompt_and_padding(FORGET, FORGET_LABELS)
+    assert float(loss(logits, labels.roll(1, dims=1))) != pytest.approx(expected, rel=1e-3)
+    assert float(loss(logits, labels.roll(-1, dims=1))) != pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_batch_without_a_label_is_refused_and_is_not_zero(name: str) -> None:
+    loss, _ = LOSSES[name]
+    with pytest.raises(EmptySequenceError):
+        loss(torch.zeros(1, 3, 4), torch.full((1, 3), IGNORED))
+
+
+@pytest.mark.parametrize("name", [name for name in LOSSES if not name.startswith("simnpo")])
+def test_tokens_are_averaged_over_the_batch_and_not_row_by_row(name: str) -> None:
+    # a second row with one label: token 0 of the fixture, so three tokens in two rows
+    loss, _ = LOSSES[name]
+    logits, labels = as_batch(FORGET, FORGET_LABELS)
+    shorter = labels.clone()
+    shorter[0, 2] = IGNORED
+    both = loss(torch.cat([logits, logits]), torch.cat([labels, shorter]))
+    expected = (2 * loss(logits, labels) + loss(logits, shorter)) / 3
+    assert float(both) == pytest.approx(float(expected), **CLOSE)
+
+
+def test_simnpo_averages_within_a_sequence_and_then_over_sequences() -> None:
+    loss, expected = LOSSES["simnpo"]
+    logits, labels = as_batch(FORGET, FORGET_LABELS)
+    shorter = labels.clone()
+    shorter[0, 2] = IGNORED
+    both = loss(torch.cat([logits, logits]), torch.cat([labels, shorter]))
+    # one token: -(2 / 4.5) log sigmoid(4.5 * 0.3423496)
+    alone = 2 / 4.5 * math.log1p(math.exp(-4.5 * L[0]))
+    assert float(both) == pytest.approx((expected + alone) / 2, **CLOSE)
+
+
+# --- weights that take no part in the gradient --------------------------------------------------------------------
+
+
+def test_the_gradient_of_weighted_ascent_is_the_one_of_the_paper() -> None:
+    # -p_t * (softmax - onehot) / 2
+    found = gradient(LOSSES["wga"][0])
+    for token in (0, 1):
+        onehot = torch.nn.functional.one_hot(FORGET_LABELS[token], 4)
+        expected = -P[token] * (torch.softmax(FORGET[token], dim=-1) - onehot) / 2
+        assert torch.allclose(found[token], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "weight"),
+    [
+        ("wga", lambda p: p),
+        ("satimp", lambda p: p**5 * (1 - p)),
+        ("satimp of the authors", lambda p: p**5 * (1 - p) ** 0.1),
+    ],
+)
+def test_the_weights_of_ascent_stay_frozen_in_its_gradient(name: str, weight: Callable[[Tensor], Tensor]) -> None:
+    frozen = weight(torch.exp(-label_losses(FORGET.double())))
+    found = gradient(LOSSES[name][0])
+    assert torch.allclose(found, finite_differences(lambda z: -(frozen * label_losses(z)).mean()), atol=1e-6)
+    moving = finite_differences(lambda z: -(weight(torch.exp(-label_losses(z))) * label_losses(z)).mean())
+    # without the detach the unlikely token would be pulled the other way
+    label = FORGET_LABELS[1]
+    assert float(found[1, label]) > 0 > float(moving[1, label])
+    assert not torch.allclose(found, moving, atol=1e-6)
+
+
+def test_a_forgotten_token_hardly_contributes_to_weighted_ascent() -> None:
+    of_ascent, of_weighted = gradient(LOSSES["ga"][0]), gradient(LOSSES["wga"][0])
+    assert torch.allclose(of_weighted[0] / of_ascent[0], torch.full((4,), P[0]), atol=1e-5)
+    assert torch.allclose(of_weighted[1] / of_ascent[1], torch.full((4,), P[1]), atol=1e-5)
+
+
+def test_a_certain_token_has_no_importance_and_no_infinite_gradient() -> None:
+    logits = torch.tensor([[[60.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]]], requires_grad=True)
+    loss = LOSSES["satimp of the authors"][0](logits, torch.tensor([[IGNORED, 0]]))
+    (slope,) = torch.autograd.grad(loss, logits)
+    assert float(loss.detach()) == pytest.approx(0.0, abs=1e-6)
+    assert bool(torch.isfinite(slope).all())
+
+
+def test_the_shift_of_the_fixture_aligns_two_labels() -> None:
+    logits, labels, mask = shift(*as_batch(FORGET, FORGET_LABELS))
+    assert torch.equal(logits[0], FORGET)
+    assert torch.equal(labels[0], FORGET_LABELS)
+    assert mask.all()
