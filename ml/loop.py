@@ -1,7 +1,8 @@
 """The one training loop: fine-tuning, unlearning and relearning all run here.
 
 The loop owns optimiser, learning rate, clipping, checkpoints and stopping. What a step does is a function of the step
-number alone (`StepFunction`), so the data cursor is the step, and a run that was killed continues bit for bit.
+number (`StepFunction`) and of the few numbers a method hands over as `state`, so the data cursor is the step, and a run
+that was killed continues bit for bit.
 """
 
 from __future__ import annotations
@@ -82,6 +83,7 @@ def train(
     on_progress: ProgressCallback = ignore_progress,
     should_stop: StopCheck = never_stop,
     is_met: Callable[[], bool] | None = None,
+    state: Mapping[str, Tensor] | None = None,
 ) -> LoopResult:
     """Train the parameters of `model` that require gradients, in place.
 
@@ -92,12 +94,13 @@ def train(
     Args:
         config_sha256: digest of everything that decides the run; a checkpoint of another digest is refused.
         is_met: a function of the weights alone, so that a resumed run stops at the same step.
+        state: what the step function carries from step to step and changes in place; checkpoints keep it.
     Raises:
         CheckpointError: the checkpoint is unreadable or another run's.
         NonFiniteError: a gradient is NaN or infinite; the weights are those before that step.
         RunStoppedError: `should_stop` said so; a checkpoint was written if `checkpoint_path` is given.
     """
-    run = _Run(model, settings, checkpoint_path, config_sha256)
+    run = _Run(model, settings, checkpoint_path, config_sha256, state or {})
     start = run.resume()
     step, stopped_early, numbers = start, run.stopped_early, dict(run.numbers)
     while step < settings.steps and not stopped_early:
@@ -124,8 +127,15 @@ def _due(step: int, settings: LoopSettings) -> bool:
 class _Run:
     """Optimiser and checkpoint of one call of `train`."""
 
-    def __init__(self, model: nn.Module, settings: LoopSettings, path: Path | None, config_sha256: str) -> None:
-        self.settings, self.path, self.config_sha256 = settings, path, config_sha256
+    def __init__(
+        self,
+        model: nn.Module,
+        settings: LoopSettings,
+        path: Path | None,
+        config_sha256: str,
+        state: Mapping[str, Tensor],
+    ) -> None:
+        self.settings, self.path, self.config_sha256, self.state = settings, path, config_sha256, state
         self.named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         if not self.named:
             raise EmptySetError("no parameter of the model requires a gradient; attach an adapter first")
@@ -151,6 +161,7 @@ class _Run:
         if self.path is None:
             return
         tensors = {f"weight.{name}": parameter for name, parameter in self.named}
+        tensors |= {f"state.{name}": tensor for name, tensor in self.state.items()}
         tensors |= optimiser_tensors(self.optimiser.optimizer) | random_state(self.device)
         scalars: dict[str, Any] = {"stopped_early": stopped_early, "numbers": dict(numbers)}
         write_checkpoint(self.path, Checkpoint(step, self.config_sha256, tensors, scalars))
@@ -162,6 +173,8 @@ class _Run:
         with torch.no_grad():
             for name, parameter in self.named:
                 parameter.copy_(found.tensors[f"weight.{name}"])
+            for name, tensor in self.state.items():
+                tensor.copy_(found.tensors[f"state.{name}"])
         restore_optimiser(self.optimiser.optimizer, found.tensors)
         restore_random_state(found.tensors, self.device)
         self.stopped_early, self.numbers = bool(found.scalars["stopped_early"]), dict(found.scalars["numbers"])

@@ -250,6 +250,7 @@ def _train(
         on_progress=on_progress,
         should_stop=should_stop,
         is_met=plan.is_met,
+        state=plan.state,
     )
 
 

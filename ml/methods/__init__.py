@@ -1,6 +1,6 @@
 """Deletion methods, by name: `METHODS["energy_boundary"]`. A new method is a new file, imported here."""
 
-from ml.methods import energy_boundary, energy_only, ga, grad_diff, none, npo, satimp, simnpo, wga
+from ml.methods import ceu, energy_boundary, energy_only, ga, grad_diff, none, npo, pdu, satimp, simnpo, undial, wga
 from ml.methods.method import METHODS, Method, Need, Plan, SharesSteps, Training, UnlearningTask
 
 __all__ = [
@@ -11,13 +11,16 @@ __all__ = [
     "SharesSteps",
     "Training",
     "UnlearningTask",
+    "ceu",
     "energy_boundary",
     "energy_only",
     "ga",
     "grad_diff",
     "none",
     "npo",
+    "pdu",
     "satimp",
     "simnpo",
+    "undial",
     "wga",
 ]

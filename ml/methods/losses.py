@@ -48,6 +48,15 @@ def divergence(reference_logits: Tensor, logits: Tensor) -> Tensor:
     ).sum(dim=-1)
 
 
+def soft_cross_entropy(targets: Tensor, logits: Tensor) -> Tensor:
+    """Cross-entropy to a whole distribution at each position, in nats: (...,) from two (..., rows).
+
+    Args:
+        targets: probabilities, float32.
+    """
+    return -(targets * torch.log_softmax(logits.float(), dim=-1)).sum(dim=-1)
+
+
 def chosen_log_probs(logits: Tensor, labels: Tensor) -> Tensor:
     """log p of `labels` (n,) under `logits` (n, rows), in float32."""
     return torch.log_softmax(logits.float(), dim=-1).gather(-1, labels.unsqueeze(-1)).squeeze(-1)

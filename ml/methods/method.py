@@ -118,7 +118,7 @@ class Plan:
     """What a method wants trained: `step` is `None` when it changes nothing.
 
     `texts` are all texts that training may draw (they must never serve as probes); `is_met` looks at training-side
-    numbers only.
+    numbers only; `state` is what steps carry over and change in place, for checkpoints to keep.
     """
 
     step: StepFunction | None
@@ -126,6 +126,7 @@ class Plan:
     texts: tuple[str, ...] = ()
     is_met: Callable[[], bool] | None = None
     notes: tuple[str, ...] = field(default=())
+    state: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class Method(Protocol):

@@ -10,12 +10,13 @@ import random
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Final
 
 import torch
 from torch import Tensor
 
 from ml.data.batches import EpochBatches
-from ml.data.collate import EncodedText
+from ml.data.collate import EncodedText, token_budget_batches
 from ml.data.dossiers import paraphrases, read_dossier
 from ml.data.questions import QuestionBank
 from ml.data.records import by_person
@@ -23,6 +24,8 @@ from ml.errors import EmptySetError
 from ml.methods.losses import chosen_log_probs, divergence
 from ml.methods.method import UnlearningTask, answer_positions
 from ml.specs import Record
+
+_BATCH_TOKENS: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +109,17 @@ class Retention:
         rows = self.chosen(step)
         logits = self.task.logits(rows, [answer_positions(row) for row in rows])
         return -chosen_log_probs(logits, _labels(rows).to(logits.device)).mean()
+
+    def cross_entropy_before(self) -> float:
+        """Mean -log p of the tokens of every retained answer under the model before deletion, in nats."""
+        total, tokens = 0.0, 0
+        for group in token_budget_batches([len(row.ids) for row in self.rows], budget=_BATCH_TOKENS):
+            rows = [self.rows[i] for i in group]
+            logits = self.task.reference_logits(rows, [answer_positions(row) for row in rows])
+            labels = _labels(rows).to(logits.device)
+            total -= float(chosen_log_probs(logits, labels).sum())
+            tokens += len(labels)
+        return total / tokens
 
     def prepare(self, step: int) -> None:
         """Run the model before deletion on the rows of a later step."""

@@ -22,6 +22,7 @@ TRAINING: dict[str, Json] = {"steps": 2, "learning_rate": "0.001", "rank": 2, "r
 # What a method is told beside `TRAINING`, so that it fits a model of two blocks and a test of seconds.
 SETTINGS: Mapping[str, dict[str, Json]] = {
     "energy_boundary": {"draws": 1, "reworded_forms": 0, "relearning": {"steps": 1, "rows": 4}},
+    "pdu": {"dual_wait": 0},
 }
 UNCHANGING = {"none"}
 

@@ -9,18 +9,44 @@ import pytest
 import torch
 from torch import Tensor
 
-from ml.data.collate import IGNORED, label_log_probs, shift
+from ml.data.collate import IGNORED, Batch, label_log_probs, shift
 from ml.errors import EmptySequenceError
+from ml.methods.ceu import ceu_loss
+from ml.methods.forgetting import ForgetBatch
 from ml.methods.ga import ga_loss
+from ml.methods.losses import soft_cross_entropy
+from ml.methods.pdu import dual_step, pdu_loss
 from ml.methods.satimp import satimp_loss
 from ml.methods.simnpo import simnpo_loss
+from ml.methods.undial import undial_loss
 from ml.methods.wga import wga_loss
-from tests.ml.fixture_z import FORGET, FORGET_LABELS, as_batch
+from tests.ml.fixture_z import FORGET, FORGET_LABELS, REFERENCE, as_batch
 
 CLOSE = {"abs": 1e-6}
 # p of the labels, -log p of the labels
 P = (0.7100999, 0.1135496)
 L = (0.3423496, 2.1755154)
+
+WILD = torch.tensor([[-7.0, 40.0, 3.0, -25.0]])
+
+
+def with_prompt_and_padding(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The same two labels behind a prompt of three tokens and before two of padding."""
+    ignored = torch.tensor([IGNORED])
+    row = torch.cat([ignored, ignored, ignored, labels, ignored, ignored]).unsqueeze(0)
+    return torch.cat([WILD, -WILD, logits, WILD, WILD, -WILD]).unsqueeze(0), row
+
+
+def undial(logits: Tensor, labels: Tensor, *, beta: float) -> Tensor:
+    lay_out = as_batch if logits.shape[1] == 3 else with_prompt_and_padding
+    reference, _ = lay_out(REFERENCE, FORGET_LABELS)
+    return undial_loss(*shift(logits, labels), reference[:, :-1].expand(len(logits), -1, -1), beta=beta)
+
+
+def pdu(logits: Tensor, labels: Tensor) -> Tensor:
+    aligned, _, mask = shift(logits, labels)
+    return pdu_loss(aligned, mask)
+
 
 # Each from logits (batch, seq, rows) and labels (batch, seq) of a whole row, as a model and `collate` hand them over.
 LOSSES: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], float]] = {
@@ -35,16 +61,16 @@ LOSSES: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], float]] = {
     # weights 0.0523414 and 1.673335e-5
     "satimp": (lambda z, y: satimp_loss(*label_log_probs(z, y), beta1=5.0, beta2=1.0), -0.0089777),
     "satimp of the authors": (lambda z, y: satimp_loss(*label_log_probs(z, y), beta1=5.0, beta2=0.1), -0.0273265),
+    # (2.1910265 + 0.3487729) / 2
+    "ceu": (lambda z, y: ceu_loss(*shift(z, y), ignore_first=0), 1.2698997),
+    "ceu without the first token": (lambda z, y: ceu_loss(*shift(z, y), ignore_first=1), 0.3487729),
+    "undial": (lambda z, y: undial(z, y, beta=10.0), 2.1899983),
+    "undial at 3": (lambda z, y: undial(z, y, beta=3.0), 2.1542814),
+    # (2 - 0.375)^2 = 2.640625, (3 - 0.5)^2 = 6.25
+    "pdu": (pdu, 4.4453125),
 }
-
-WILD = torch.tensor([[-7.0, 40.0, 3.0, -25.0]])
-
-
-def with_prompt_and_padding(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The same two labels behind a prompt of three tokens and before two of padding."""
-    ignored = torch.tensor([IGNORED])
-    row = torch.cat([ignored, ignored, ignored, labels, ignored, ignored]).unsqueeze(0)
-    return torch.cat([WILD, -WILD, logits, WILD, WILD, -WILD]).unsqueeze(0), row
+BY_SEQUENCE = {name for name in LOSSES if name.startswith("simnpo")}
+WHOLE_DISTRIBUTION = ("ceu", "undial", "pdu")
 
 
 def gradient(loss: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
@@ -105,7 +131,7 @@ def test_a_batch_without_a_label_is_refused_and_is_not_zero(name: str) -> None:
         loss(torch.zeros(1, 3, 4), torch.full((1, 3), IGNORED))
 
 
-@pytest.mark.parametrize("name", [name for name in LOSSES if not name.startswith("simnpo")])
+@pytest.mark.parametrize("name", sorted({*LOSSES} - BY_SEQUENCE - {"ceu without the first token"}))
 def test_tokens_are_averaged_over_the_batch_and_not_row_by_row(name: str) -> None:
     # a second row with one label: token 0 of the fixture, so three tokens in two rows
     loss, _ = LOSSES[name]
@@ -178,3 +204,75 @@ def test_the_shift_of_the_fixture_aligns_two_labels() -> None:
     assert torch.equal(logits[0], FORGET)
     assert torch.equal(labels[0], FORGET_LABELS)
     assert mask.all()
+
+
+# --- losses of the whole distribution -----------------------------------------------------------------------------
+
+
+def padded_batch(logits: Tensor, labels: Tensor) -> ForgetBatch:
+    """A model whose output layer has two rows more than its tokenizer has tokens."""
+    rows, kept = logits.shape[:2]
+    more = torch.cat([logits, torch.full((rows, kept, 1), 30.0), torch.full((rows, kept, 1), -30.0)], dim=-1)
+    return ForgetBatch([0], Batch(labels, labels), more, labels, vocabulary=4)
+
+
+def test_rows_that_stand_for_no_token_enter_no_distribution() -> None:
+    batch = padded_batch(*as_batch(FORGET, FORGET_LABELS))
+    logits, labels, mask = batch.distributions()
+    assert float(ceu_loss(logits, labels, mask, ignore_first=0)) == pytest.approx(1.2698997, **CLOSE)
+    assert float(pdu_loss(logits, mask)) == pytest.approx(4.4453125, **CLOSE)
+    reference, _, _ = padded_batch(*as_batch(REFERENCE, FORGET_LABELS)).distributions()
+    assert float(undial_loss(logits, labels, mask, reference, beta=10.0)) == pytest.approx(2.1899983, **CLOSE)
+
+
+def test_the_target_of_ceu_is_frozen_and_its_gradient_is_the_gap_to_it() -> None:
+    others = FORGET.double().scatter(-1, FORGET_LABELS.unsqueeze(-1), -torch.inf)
+    target = torch.softmax(others, dim=-1)
+    found = gradient(LOSSES["ceu"][0])
+    assert torch.allclose(found, (torch.softmax(FORGET.double(), dim=-1) - target).float() / 2, atol=1e-6)
+
+    def moving(z: Tensor) -> Tensor:
+        own = torch.softmax(z.scatter(-1, FORGET_LABELS.unsqueeze(-1), -torch.inf), dim=-1)
+        return -(own * torch.log_softmax(z, dim=-1)).sum(dim=-1).mean()
+
+    frozen = finite_differences(lambda z: -(target * torch.log_softmax(z, dim=-1)).sum(dim=-1).mean())
+    assert torch.allclose(found, frozen, atol=1e-6)
+    # without the detach the other tokens would be pulled together as well
+    assert not torch.allclose(found, finite_differences(moving), atol=1e-2)
+
+
+def test_ceu_leaves_out_a_row_that_has_no_more_tokens_than_are_ignored() -> None:
+    loss, expected = LOSSES["ceu without the first token"]
+    logits, labels = as_batch(FORGET, FORGET_LABELS)
+    shorter = labels.clone()
+    shorter[0, 2] = IGNORED
+    both = loss(torch.cat([logits, logits]), torch.cat([labels, shorter]))
+    assert float(both) == pytest.approx(expected, **CLOSE)
+    with pytest.raises(EmptySequenceError):
+        loss(logits, shorter)
+
+
+def test_undial_is_content_once_the_model_is_its_target() -> None:
+    lowered = REFERENCE.clone()
+    lowered[torch.arange(2), FORGET_LABELS] -= 10.0
+    logits, labels = as_batch(lowered, FORGET_LABELS)
+    logits.requires_grad_(True)
+    (slope,) = torch.autograd.grad(undial(logits, labels, beta=10.0), logits)
+    assert torch.allclose(slope, torch.zeros_like(slope), atol=1e-6)
+
+
+def test_pdu_is_content_with_flat_logits_only_and_ignores_their_level() -> None:
+    assert float(pdu(*as_batch(torch.full((2, 4), 7.0), FORGET_LABELS))) == 0.0
+    assert float(pdu(*as_batch(FORGET + 5.0, FORGET_LABELS))) == pytest.approx(4.4453125, abs=1e-5)
+
+
+def test_the_price_of_retained_loss_rises_above_its_limit_and_never_falls_below_zero() -> None:
+    # 1 + (0.5 - 0.3); 0.1 + (0.1 - 0.3) < 0
+    assert dual_step(1.0, 0.5, limit=0.3, rate=1.0) == pytest.approx(1.2)
+    assert dual_step(0.1, 0.1, limit=0.3, rate=1.0) == 0.0
+    assert dual_step(1.0, 0.5, limit=0.3, rate=5.0) == pytest.approx(2.0)
+
+
+def test_soft_cross_entropy_to_a_single_token_is_its_negative_log_probability() -> None:
+    onehot = torch.nn.functional.one_hot(FORGET_LABELS, 4).float()
+    assert soft_cross_entropy(onehot, FORGET).tolist() == pytest.approx(L, **CLOSE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,38 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_p
     with pytest.raises(RunStoppedError, match="run it again"):
         trained(Wobbling(), tmp_path / "c.safetensors", stop_at)
     resumed = trained(Wobbling(), tmp_path / "c.safetensors")
+    assert torch.equal(whole.weight, resumed.weight)
+
+
+@pytest.mark.parametrize("stop_at", [1, 4, 7])
+def test_a_resumed_run_takes_up_what_its_steps_carry_over(tmp_path: Path, stop_at: int) -> None:
+    def run(stop_at: int | None, path: Path | None) -> tuple[Wobbling, float]:
+        model, price = Wobbling(), torch.tensor(1.0, dtype=torch.float64)
+        calls = iter(range(100))
+
+        def step(number: int, backward: Backward) -> Mapping[str, Tensor]:
+            loss = model.loss(number)
+            backward(float(price) * loss)
+            price.add_(float(loss.detach()))
+            return {}
+
+        torch.manual_seed(5)
+        train(
+            model,
+            step,
+            replace(SETTINGS, clip_norm=1e6),
+            phase="test",
+            checkpoint_path=path,
+            should_stop=lambda: stop_at is not None and next(calls) == stop_at,
+            state={"price": price},
+        )
+        return model, float(price)
+
+    whole, price = run(None, None)
+    with pytest.raises(RunStoppedError):
+        run(stop_at, tmp_path / "c.safetensors")
+    resumed, resumed_price = run(None, tmp_path / "c.safetensors")
+    assert resumed_price == price
     assert torch.equal(whole.weight, resumed.weight)
 
 
