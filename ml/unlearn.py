@@ -153,6 +153,8 @@ def _read_inputs(spec: UnlearningSpec) -> _Inputs:
 def _refuse_missing(method: Method, forget: tuple[Record, ...], bank: QuestionBank) -> None:
     if Need.NAMES in method.needs and any(not record.name_spans for record in forget):
         raise RecordError("a record of the forget set marks no name; mark it, or use a method that needs no strangers")
+    if Need.FACTS in method.needs and any(not record.facts for record in forget):
+        raise RecordError("a record of the forget set marks no fact; mark it, or use a method that forgets whole texts")
     if Need.VALUE_TYPES not in method.needs:
         return
     shared = {name for name, attribute in bank.attributes.items() if attribute.shared}

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ml.data.batches import EpochBatches
-from ml.data.collate import Batch, EncodedText, collate, label_log_probs, shift
+from ml.data.collate import IGNORED, Batch, EncodedText, collate, label_log_probs, shift
 from ml.loop import Backward
 from ml.methods.losses import chosen_log_probs
 from ml.methods.method import Plan, Training, UnlearningTask, answer_positions, watched
@@ -49,6 +49,14 @@ class ForgetBatch:
     def distributions(self) -> tuple[Tensor, Tensor, Tensor]:
         """Logits of real tokens only (batch, seq, vocabulary), the labels they predict, and the mask of labels."""
         return shift(self.logits[..., : self.vocabulary], self.labels)
+
+    def marks(self, positions: Sequence[Sequence[int]]) -> Tensor:
+        """Mask (batch, seq) of the labels that are the tokens at `positions` of each row, in the order of `chosen`."""
+        marked = torch.zeros_like(self.tokens.labels, dtype=torch.bool)
+        for row, places in enumerate(positions):
+            marked[row, list(places)] = True
+        kept = marked[:, -self.labels.shape[1] :]
+        return (kept & (self.labels != IGNORED))[:, 1:]
 
 
 ForgetLoss: TypeAlias = Callable[[ForgetBatch], Tensor]

@@ -35,6 +35,7 @@ class Need(StrEnum):
     BOUNDARY = "energy boundary"
     NAMES = "name spans"
     VALUE_TYPES = "value types"
+    FACTS = "fact spans"
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from ml.data.records import write_records
+from ml.data.records import read_records, write_records
 from ml.documents import Json
-from ml.errors import EmptySetError, RunStoppedError
+from ml.errors import EmptySetError, RecordError, RunStoppedError
 from ml.methods import METHODS, Need
 from ml.methods.method import Training
 from ml.models.load import load_model, model_ref
@@ -108,3 +108,13 @@ def test_ascent_alone_needs_no_retained_record(tiny: TinyWorld, tmp_path: Path) 
     empty = write_records(tmp_path / "empty.jsonl", [])
     report = run_unlearning(replace(spec_for(tiny, "ga", tmp_path), retain=empty, neighbours=None))
     assert (report.steps, report.retain_records) == (2, 0)
+
+
+def test_a_record_without_a_marked_fact_is_refused_where_only_facts_are_forgotten(
+    tiny: TinyWorld, tmp_path: Path
+) -> None:
+    first, *others = read_records(tiny.forget, what="forget set")
+    unmarked = write_records(tmp_path / "unmarked.jsonl", [replace(first, facts=()), *others])
+    with pytest.raises(RecordError, match="marks no fact"):
+        run_unlearning(replace(spec_for(tiny, "fact_spans", tmp_path), forget=unmarked))
+    assert not (tmp_path / "candidate").exists()

@@ -12,9 +12,10 @@ from torch import Tensor
 from ml.data.collate import IGNORED, Batch, label_log_probs, shift
 from ml.errors import EmptySequenceError
 from ml.methods.ceu import ceu_loss
+from ml.methods.fact_spans import fact_span_loss, still_said
 from ml.methods.forgetting import ForgetBatch
 from ml.methods.ga import ga_loss
-from ml.methods.losses import soft_cross_entropy
+from ml.methods.losses import divergence, soft_cross_entropy
 from ml.methods.pdu import dual_step, pdu_loss
 from ml.methods.satimp import satimp_loss
 from ml.methods.simnpo import simnpo_loss
@@ -276,3 +277,42 @@ def test_the_price_of_retained_loss_rises_above_its_limit_and_never_falls_below_
 def test_soft_cross_entropy_to_a_single_token_is_its_negative_log_probability() -> None:
     onehot = torch.nn.functional.one_hot(FORGET_LABELS, 4).float()
     assert soft_cross_entropy(onehot, FORGET).tolist() == pytest.approx(L, **CLOSE)
+
+
+# --- marked facts -------------------------------------------------------------------------------------------------
+
+FIRST = torch.tensor([[True, False]])
+
+
+def fact_span(first: Tensor, *, weight: float, gamma: float = 0.1) -> Tensor:
+    log_probs, mask = label_log_probs(*as_batch(FORGET, FORGET_LABELS))
+    drift = divergence(REFERENCE, FORGET).unsqueeze(0)
+    return fact_span_loss(log_probs, first, mask & ~first, drift, gamma=gamma, divergence_weight=weight)
+
+
+def test_only_the_marked_token_is_ascended_and_the_other_is_kept() -> None:
+    # -0.3423496 + 0.1 * 2.1755154
+    assert float(fact_span(FIRST, weight=0.0)) == pytest.approx(-0.1247980, **CLOSE)
+    # the other way round: -2.1755154 + 0.1 * 0.3423496
+    assert float(fact_span(~FIRST, weight=0.0)) == pytest.approx(-2.1412804, **CLOSE)
+
+
+def test_the_divergence_of_a_marked_token_lowers_its_loss_and_that_of_others_does_not_count() -> None:
+    own = float(divergence(REFERENCE, FORGET)[0])
+    assert float(fact_span(FIRST, weight=0.1)) == pytest.approx(-0.1247980 - 0.1 * own, **CLOSE)
+
+
+def test_a_mask_that_marks_nothing_is_refused() -> None:
+    with pytest.raises(EmptySequenceError):
+        fact_span(torch.zeros_like(FIRST), weight=0.0)
+    with pytest.raises(EmptySequenceError):
+        fact_span(torch.ones_like(FIRST), weight=0.0)
+
+
+def test_a_text_has_had_enough_once_few_of_its_facts_tokens_would_be_said() -> None:
+    # token 0 is the most likely one, token 1 is not: a share of one half
+    logits, labels, mask = shift(*as_batch(FORGET, FORGET_LABELS))
+    assert still_said(logits, labels, mask, stop_share=0.4).tolist() == [True]
+    assert still_said(logits, labels, mask, stop_share=0.5).tolist() == [False]
+    assert still_said(logits, labels, ~FIRST, stop_share=0.0).tolist() == [False]
+    assert still_said(logits, labels, FIRST, stop_share=0.9).tolist() == [True]

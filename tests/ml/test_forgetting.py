@@ -1,0 +1,227 @@
+"""The step that methods share: how its two losses are weighed, what it draws, and what it refuses before it trains."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from ml.data.collate import collate, label_log_probs, sum_per_sequence
+from ml.data.records import read_records
+from ml.documents import Json, read
+from ml.errors import EmptySetError, RecordError, SpecError
+from ml.finetune import cross_entropy
+from ml.loop import StepFunction
+from ml.methods import METHODS
+from ml.methods.fact_spans import fact_positions
+from ml.methods.forgetting import forgetting_plan, reference_sums, run_before, run_rows
+from ml.methods.ga import ga_loss
+from ml.methods.method import Plan, Training, UnlearningTask
+from ml.methods.retention import Retention
+from ml.models.adapters import attach_adapter, trained_parameters
+from ml.models.load import load_model
+from tests.tiny import TinyWorld
+
+TRAINING = Training(steps=2, learning_rate=1e-3, forget_rows=8, retain_rows=4, neighbour_rows=0)
+
+
+@pytest.fixture
+def task(tiny: TinyWorld) -> UnlearningTask:
+    """A model that remembers Alice, with an adapter that has moved a little."""
+    loaded = load_model(tiny.before)
+    model = attach_adapter(loaded.model, rank=2, alpha=2.0, seed=3)
+    with torch.no_grad():
+        for parameter in trained_parameters(model):
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    return UnlearningTask(
+        model=model,
+        tokenizer=loaded.tokenizer,
+        context=loaded.context,
+        pad_id=loaded.pad_id,
+        device="cpu",
+        seed=3,
+        forget=read_records(tiny.forget, what="forget set"),
+        retain=read_records(tiny.retain, what="retain set"),
+        neighbours=(),
+        bank=tiny.world.bank,
+        boundary=None,
+    )
+
+
+def plan_of(task: UnlearningTask, method: str, **settings: Json) -> Plan:
+    read_settings = read(METHODS[method].settings, settings, where="settings")
+    return METHODS[method]().plan(task, replace(read_settings, training=TRAINING))
+
+
+def one_step(step: StepFunction | None, number: int = 0) -> tuple[float, dict[str, float]]:
+    """The loss that a step would follow, and the numbers that it reports."""
+    assert step is not None
+    seen: list[Tensor] = []
+    numbers = step(number, seen.append)
+    (loss,) = seen
+    return float(loss.detach()), {name: float(value) for name, value in numbers.items()}
+
+
+def ascent(task: UnlearningTask, **weights: object) -> Plan:
+    return forgetting_plan(task, TRAINING, lambda batch: ga_loss(*batch.log_probs()), **weights)
+
+
+def test_the_loss_of_a_step_is_both_losses_with_their_weights(task: UnlearningTask) -> None:
+    loss, numbers = one_step(ascent(task, gamma=0.5, alpha=3.0).step)
+    assert numbers["forget"] < 0 < numbers["retain"]
+    assert loss == pytest.approx(0.5 * numbers["forget"] + 3.0 * numbers["retain"], rel=1e-6)
+
+
+def test_the_retained_loss_is_one_of_two_and_only_the_divergence_starts_at_zero(task: UnlearningTask) -> None:
+    _, right = one_step(ascent(task, alpha=1.0).step)
+    _, whole = one_step(ascent(task, alpha=1.0, retain_term="divergence").step)
+    retention = Retention(task, rows=TRAINING.retain_rows, neighbour_rows=0)
+    assert right["retain"] == pytest.approx(float(retention.cross_entropy(0).detach()))
+    assert whole["retain"] == pytest.approx(float(retention.at(0).divergence().detach()))
+    with torch.no_grad():
+        for parameter in trained_parameters(task.model):
+            parameter.zero_()
+    _, fresh = one_step(ascent(task, alpha=1.0, retain_term="divergence").step)
+    assert fresh["retain"] == pytest.approx(0.0, abs=1e-6)
+    assert whole["retain"] > 1e-4
+
+
+def test_a_weight_of_zero_draws_no_retained_row_and_any_other_refuses_to_go_without(task: UnlearningTask) -> None:
+    alone = replace(task, retain=())
+    loss, numbers = one_step(ascent(alone).step)
+    assert loss == pytest.approx(numbers["forget"])
+    assert set(numbers) == {"forget"}
+    with pytest.raises(EmptySetError, match="retain set is empty"):
+        ascent(alone, alpha=1.0)
+
+
+def test_a_weight_may_be_decided_by_the_retained_loss_of_the_step(task: UnlearningTask) -> None:
+    asked: list[tuple[int, float]] = []
+
+    def weigh(number: int, retained: float) -> float:
+        asked.append((number, retained))
+        return 7.0
+
+    loss, numbers = one_step(ascent(task, alpha=weigh).step, number=1)
+    assert asked == [(1, pytest.approx(numbers["retain"]))]
+    assert numbers["retain_weight"] == 7.0
+    assert loss == pytest.approx(numbers["forget"] + 7.0 * numbers["retain"], rel=1e-6)
+
+
+def test_every_forget_row_has_its_turn_in_one_epoch(task: UnlearningTask) -> None:
+    seen: list[int] = []
+
+    def loss(batch: object) -> Tensor:
+        seen.extend(batch.chosen)
+        return ga_loss(*batch.log_probs())
+
+    plan = forgetting_plan(task, TRAINING, loss)
+    for number in range(3):
+        one_step(plan.step, number)
+    assert sorted(seen) == list(range(20))
+
+
+def test_the_model_before_is_the_model_without_its_adapter_and_leaves_it_as_it_was(task: UnlearningTask) -> None:
+    rows = task.encode(task.forget)
+    batch = run_rows(task, rows, [0, 1])
+    trained = {name for name, p in task.model.named_parameters() if p.requires_grad}
+    before = run_before(task, batch)
+    assert not torch.allclose(batch.logits, before.logits, atol=1e-3)
+    assert not before.logits.requires_grad
+    assert trained == {name for name, p in task.model.named_parameters() if p.requires_grad}
+    with torch.no_grad():
+        for parameter in trained_parameters(task.model):
+            parameter.zero_()
+    assert torch.allclose(run_rows(task, rows, [0, 1]).logits, before.logits, atol=1e-5)
+
+
+def test_reference_sums_are_the_summed_losses_of_whole_answers_before_deletion(task: UnlearningTask) -> None:
+    rows = task.encode(task.forget)
+    before = run_before(task, run_rows(task, rows, [4, 2]))
+    log_probs, mask = label_log_probs(before.logits, before.labels)
+    assert torch.allclose(reference_sums(task, rows)[[4, 2]], -sum_per_sequence(log_probs, mask), atol=1e-4)
+
+
+# --- single methods -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        ("simnpo", {"beta": 0}),
+        ("wga", {"beta": "-1"}),
+        ("satimp", {"beta2": "-0.1"}),
+        ("ceu", {"ignore_first": -1}),
+        ("undial", {"beta": 0}),
+        ("pdu", {"dual_rate": 0}),
+        ("pdu", {"slack": "-0.1"}),
+        ("fact_spans", {"stop_share": 1}),
+        ("fact_spans", {"gamma": "-0.1"}),
+        ("wga", {"retain_term": "hope"}),
+    ],
+)
+def test_a_setting_that_would_turn_a_loss_around_is_refused(method: str, settings: dict[str, Json]) -> None:
+    with pytest.raises(SpecError):
+        read(METHODS[method].settings, settings, where="settings")
+
+
+def test_ceu_says_how_many_records_are_too_short_and_refuses_to_do_nothing(task: UnlearningTask) -> None:
+    lengths = sorted(len(row.ids) - row.first_label for row in task.encode(task.forget))
+    assert plan_of(task, "ceu").notes == ()
+    some = plan_of(task, "ceu", ignore_first=lengths[0])
+    assert some.notes == (f"{lengths.count(lengths[0])} records with too short an answer took no part",)
+    with pytest.raises(EmptySetError, match="ignore_first"):
+        plan_of(task, "ceu", ignore_first=lengths[-1])
+
+
+def test_the_limit_of_pdu_is_the_retained_loss_before_deletion_and_its_slack(task: UnlearningTask) -> None:
+    rows = task.encode(task.retain)
+    before = Retention(task, rows=4, neighbour_rows=0).cross_entropy_before()
+    with task.model.disable_adapter(), torch.no_grad():
+        assert before == pytest.approx(float(cross_entropy(task.model, collate(rows, pad_id=task.pad_id))), rel=1e-4)
+    plan = plan_of(task, "pdu", slack="0.2", first_dual=2, dual_wait=1)
+    _, first = one_step(plan.step, 0)
+    assert (first["retain_weight"], float(plan.state["dual"])) == (2.0, 2.0)
+    _, second = one_step(plan.step, 1)
+    assert second["retain_weight"] == 2.0
+    assert float(plan.state["dual"]) == pytest.approx(2.0 + second["retain"] - before - 0.2, rel=1e-5)
+
+
+def test_the_marked_tokens_of_a_text_are_those_of_its_values_and_nothing_else(task: UnlearningTask) -> None:
+    for record, row in zip(task.forget, task.encode(task.forget), strict=True):
+        said = task.tokenizer.decode([row.ids[place] for place in fact_positions(row)])
+        assert said.strip(" .") == record.value(record.facts[0])
+
+
+def test_marks_follow_their_tokens_through_shift_padding_and_dropped_columns(task: UnlearningTask) -> None:
+    rows = task.encode(task.forget)
+    batch = run_rows(task, rows, [3, 0, 7])
+    places = [fact_positions(rows[i]) for i in batch.chosen]
+    _, labels, _ = batch.distributions()
+    found = [labels[row][marked].tolist() for row, marked in enumerate(batch.marks(places))]
+    assert found == [[rows[i].ids[p] for p in ps] for i, ps in zip(batch.chosen, places, strict=True)]
+
+
+def test_a_mark_on_a_token_without_a_label_marks_nothing(task: UnlearningTask) -> None:
+    batch = run_rows(task, task.encode(task.forget), [0])
+    assert not batch.marks([[0, 1]]).any()
+
+
+def test_a_fact_that_stands_in_the_question_cannot_be_forgotten_in_the_answer(task: UnlearningTask) -> None:
+    record = task.forget[0]
+    asked = replace(record.facts[0], start=record.name_spans[0][0], end=record.name_spans[0][1])
+    with pytest.raises(RecordError, match="before its answer"):
+        plan_of(replace(task, forget=(replace(record, facts=(asked,)),)), "fact_spans")
+
+
+def test_fact_spans_stop_at_texts_that_are_no_longer_said(task: UnlearningTask) -> None:
+    with torch.no_grad():
+        for parameter in trained_parameters(task.model):
+            parameter.zero_()
+    _, remembered = one_step(plan_of(task, "fact_spans").step)
+    assert remembered["forget"] != 0.0
+    torch.nn.init.zeros_(task.model.get_output_embeddings().weight)
+    _, forgotten = one_step(plan_of(task, "fact_spans").step)
+    assert forgotten["forget"] == 0.0
