@@ -217,8 +217,16 @@ def _task(
     loaded: LoadedModel, inputs: _Inputs, spec: UnlearningSpec, boundary: EnergyBoundary | None
 ) -> UnlearningTask:
     training = inputs.settings.training
+    model = attach_adapter(
+        loaded.model,
+        rank=training.rank,
+        alpha=training.alpha,
+        seed=spec.seed,
+        blocks=training.blocks,
+        part=training.part,
+    )
     return UnlearningTask(
-        model=attach_adapter(loaded.model, rank=training.rank, alpha=training.alpha, seed=spec.seed),
+        model=model,
         tokenizer=loaded.tokenizer,
         context=loaded.context,
         pad_id=loaded.pad_id,

@@ -84,7 +84,7 @@ def _assembled(
         return loaded
     layers = [layer for entry in entries for layer in entry.layers]
     settings = manifest.settings
-    model = attach_adapter(loaded.model, rank=settings.rank, alpha=settings.alpha, seed=0, numbers=layers)
+    model = attach_adapter(loaded.model, rank=settings.rank, alpha=settings.alpha, seed=0, blocks=layers)
     put_adapter_tensors(model, read_adapters(store, entries))
     digest = document_sha256([base.manifest_sha256, [entry.sha256 for entry in entries]])
     return replace(loaded, model=model.to(device).eval(), manifest_sha256=digest)

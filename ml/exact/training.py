@@ -186,7 +186,7 @@ def _train_one(
     """Train one adapter and write its weights. The base in `loaded` is left as it was, unless something is raised."""
     store, settings = Path(spec.store), spec.settings
     layers = [layer for one in (*before, entry) for layer in one.layers]
-    model = attach_adapter(loaded.model, rank=settings.rank, alpha=settings.alpha, seed=entry.seed, numbers=layers)
+    model = attach_adapter(loaded.model, rank=settings.rank, alpha=settings.alpha, seed=entry.seed, blocks=layers)
     put_adapter_tensors(model, read_adapters(store, before))
     finetune(
         model.to(spec.device),

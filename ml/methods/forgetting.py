@@ -97,7 +97,7 @@ def forgetting_plan(
             return dict(watched(forget=forget, retain=retain))
         weight = alpha(number, float(retain.detach()))
         backward(gamma * forget + weight * retain)
-        return dict(watched(forget=forget, retain=retain, retain_weight=torch.tensor(weight)))
+        return dict(watched(forget=forget, retain=retain, retain_weight=torch.tensor(weight, dtype=torch.float64)))
 
     return Plan(step=step, loop=training.loop())
 

@@ -21,6 +21,7 @@ from ml.loop import LoopSettings, StepFunction
 from ml.methods.beside import SecondProcess, Share
 from ml.models.adapters import reference_model
 from ml.models.forward import logits_before
+from ml.models.layers import Part
 from ml.registry import Registry
 from ml.reports import Guarantee
 from ml.specs import Record
@@ -40,7 +41,11 @@ class Need(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """How long, how fast and with how large an adapter a method trains; rows are rows per step."""
+    """How long, how fast, and with how large an adapter on which layers a method trains; rows are rows per step.
+
+    `blocks` (counted from 0; `None`: all) and `part` restrict the adapter to some layers. Which layers hold what is a
+    question of the model: a block that it does not have is refused.
+    """
 
     steps: int
     learning_rate: float
@@ -53,6 +58,8 @@ class Training:
     clip_norm: float = 1.0
     checkpoint_every: int = 25
     check_every: int = 25
+    blocks: tuple[int, ...] | None = None
+    part: Part = "all"
 
     def loop(self) -> LoopSettings:
         """Settings of the training loop."""

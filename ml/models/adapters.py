@@ -7,7 +7,7 @@ always merged: an adapter that could be peeled off again would hide the data, no
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MethodType
 from typing import Any, Final
@@ -17,18 +17,18 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora.layer import Linear as LoraLinear
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import Tensor
 
 from ml.digests import sha256_hex
 from ml.errors import SpecError
-from ml.models.layers import blocks
+from ml.models.layers import Part, linear_layers
 
 FOLDED_WEIGHTS: Final = 2**18
 """Largest layer, in weights, whose adapter is folded into the weight at every pass: a copy of it is cheap to make."""
 
 
 def attach_adapter(
-    model: Any, *, rank: int, alpha: float, seed: int, numbers: Collection[int] | None = None
+    model: Any, *, rank: int, alpha: float, seed: int, blocks: Sequence[int] | None = None, part: Part = "all"
 ) -> PeftModel:
     """Freeze `model` and attach a fresh LoRA adapter to all its linear layers but the output layer.
 
@@ -37,13 +37,13 @@ def attach_adapter(
     Args:
         rank: of the update, at least 1.
         alpha: the update is scaled by alpha / rank.
-        numbers: of the blocks whose linear layers alone get it, counted from 0 at the input.
+        blocks, part: only these blocks, counted from 0, and only this part of each.
     Raises:
-        SpecError: `rank` is below 1, or there is no block of a number.
+        SpecError: `rank` is below 1, or the model has no such block or part.
     """
     if rank < 1:
         raise SpecError("an adapter needs a rank of at least 1")
-    targets = "all-linear" if numbers is None else _linear_layers(model, numbers)
+    targets = "all-linear" if blocks is None and part == "all" else linear_layers(model, blocks, part)
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, lora_dropout=0.0, bias="none")
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         # peft asks transformers for a property that transformers has renamed.
@@ -54,15 +54,6 @@ def attach_adapter(
         if isinstance(layer, LoraLinear) and _is_small(layer):
             layer.forward = MethodType(_folded, layer)
     return adapted
-
-
-def _linear_layers(model: Any, numbers: Collection[int]) -> list[str]:
-    """Whole names of the linear layers inside the blocks: part of a name would find block 30 for block 3 as well."""
-    found = blocks(model)
-    if not numbers or not set(numbers) <= set(range(len(found))):
-        raise SpecError(f"an adapter is for at least one block of the {len(found)} that the model has, counted from 0")
-    inside = {id(layer) for number in numbers for layer in found[number].modules() if isinstance(layer, nn.Linear)}
-    return [name for name, layer in model.named_modules() if id(layer) in inside]
 
 
 def _is_small(layer: LoraLinear) -> bool:

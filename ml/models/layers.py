@@ -5,17 +5,22 @@ A hook lives exactly as long as its block of code, whatever is raised inside.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any, Final
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, Final, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from ml.errors import SpecError
 
 Change = Callable[[Tensor, Tensor], Tensor]
+Part: TypeAlias = Literal["all", "feed_forward", "feed_forward_output"]
+"""Which linear layers of a block: every one, those of its feed-forward part, or the last of these alone."""
 
+_FEED_FORWARDS: Final = ("mlp", "feed_forward", "ffn")
+_FEED_FORWARD_OUTPUTS: Final = ("down_proj", "c_proj", "dense_4h_to_h", "fc_out", "fc2", "w2")
 _FINAL_NORMS: Final = ("norm", "ln_f", "final_layernorm", "final_layer_norm")
 
 
@@ -35,6 +40,50 @@ def blocks(model: Any) -> nn.ModuleList:
 def middle_block(model: Any) -> int:
     """The block half way up, counted from 0."""
     return len(blocks(model)) // 2
+
+
+def block_at(model: Any, number: int) -> nn.Module:
+    """One block, counted from 0.
+
+    Raises:
+        SpecError: the model has no such block.
+    """
+    found = blocks(model)
+    if not 0 <= number < len(found):
+        raise SpecError(f"there is no block {number}; the model has {len(found)}, counted from 0")
+    return found[number]
+
+
+def linear_layers(model: Any, numbers: Sequence[int] | None, part: Part) -> list[str]:
+    """Full names of the linear layers in `part` of the blocks `numbers` (every block where `None`).
+
+    Names are whole paths, so that block 3 is never taken for block 30.
+
+    Raises:
+        SpecError: a block does not exist, has no such part of a known name, or nothing is left.
+    """
+    names = {id(module): name for name, module in model.named_modules()}
+    chosen = range(len(blocks(model))) if numbers is None else numbers
+    modules = [module for number in chosen for module in _part(block_at(model, number), part).modules()]
+    found = [names[id(module)] for module in modules if isinstance(module, nn.Linear | Conv1D)]
+    if not found:
+        raise SpecError("no linear layer is left to train; name at least one block that has some")
+    return found
+
+
+def _part(block: nn.Module, part: Part) -> nn.Module:
+    if part == "all":
+        return block
+    inner = _named(block, _FEED_FORWARDS)
+    return inner if part == "feed_forward" else _named(inner, _FEED_FORWARD_OUTPUTS)
+
+
+def _named(module: nn.Module, names: Sequence[str]) -> nn.Module:
+    for name in names:
+        found = getattr(module, name, None)
+        if isinstance(found, nn.Module):
+            return found
+    raise SpecError(f"a block has no part of a known name ({', '.join(names)}); train all its layers")
 
 
 def final_norm(model: Any) -> nn.Module:
@@ -67,6 +116,31 @@ def listening(model: Any) -> Iterator[Mapping[int, Tensor]]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+class _Reached(Exception):  # noqa: N818 - ends a pass where it was asked to end
+    """A pass has come to the block it was run for."""
+
+
+def states_after(model: Any, input_ids: Tensor, block: int) -> Tensor:
+    """What one block passes on, (rows, seq, hidden), with its graph; the blocks above it are not run.
+
+    Raises:
+        SpecError: the model has no such block.
+    """
+    heard: list[Tensor] = []
+
+    def hook(_module: nn.Module, _given: Any, output: Any) -> None:
+        heard.append(_state(output))
+        raise _Reached
+
+    handle = block_at(model, block).register_forward_hook(hook)
+    try:
+        with suppress(_Reached):
+            model(input_ids=input_ids, use_cache=False)
+    finally:
+        handle.remove()
+    return heard[0]
 
 
 @contextmanager

@@ -154,7 +154,7 @@ def blocks_with(model: object) -> set[str]:
 @pytest.mark.parametrize("numbers", [{3}, {3, 30, 31}, {0}, {31}])
 def test_an_adapter_for_block_3_is_not_one_for_block_30(loaded: LoadedModel, numbers: set[int]) -> None:
     shape = ModelShape(hidden=8, layers=32, heads=2, feed_forward=8, vocabulary=768)
-    model = attach_adapter(untrained_llama(shape, loaded.tokenizer, seed=0), rank=1, alpha=1.0, seed=0, numbers=numbers)
+    model = attach_adapter(untrained_llama(shape, loaded.tokenizer, seed=0), rank=1, alpha=1.0, seed=0, blocks=numbers)
     assert blocks_with(model) == {str(number) for number in numbers}
     assert len(adapter_tensors(model)) == len(numbers) * 7 * 2
 
@@ -162,7 +162,7 @@ def test_an_adapter_for_block_3_is_not_one_for_block_30(loaded: LoadedModel, num
 @pytest.mark.parametrize("numbers", [(), {2}, {-1}])
 def test_an_adapter_for_a_block_that_is_not_there_is_refused(loaded: LoadedModel, numbers: set[int]) -> None:
     with pytest.raises(SpecError, match="the 2 that the model has"):
-        attach_adapter(loaded.model, rank=1, alpha=1.0, seed=0, numbers=numbers)
+        attach_adapter(loaded.model, rank=1, alpha=1.0, seed=0, blocks=numbers)
 
 
 def test_stored_adapter_weights_come_back_frozen_and_only_where_they_fit(

@@ -10,7 +10,7 @@ import pytest
 
 from ml.data.records import read_records, write_records
 from ml.documents import Json
-from ml.errors import EmptySetError, RecordError, RunStoppedError
+from ml.errors import EmptySetError, RecordError, RunStoppedError, SpecError
 from ml.methods import METHODS, Need
 from ml.methods.method import Training
 from ml.models.load import load_model, model_ref
@@ -22,7 +22,9 @@ TRAINING: dict[str, Json] = {"steps": 2, "learning_rate": "0.001", "rank": 2, "r
 # What a method is told beside `TRAINING`, so that it fits a model of two blocks and a test of seconds.
 SETTINGS: Mapping[str, dict[str, Json]] = {
     "energy_boundary": {"draws": 1, "reworded_forms": 0, "relearning": {"steps": 1, "rows": 4}},
+    "layered_grad_diff": {"training": {**TRAINING, "forget_rows": 20, "blocks": [0], "part": "feed_forward"}},
     "pdu": {"dual_wait": 0},
+    "rmu": {"block": 1, "training": {**TRAINING, "blocks": [0, 1], "part": "feed_forward_output"}},
 }
 UNCHANGING = {"none"}
 
@@ -117,4 +119,13 @@ def test_a_record_without_a_marked_fact_is_refused_where_only_facts_are_forgotte
     unmarked = write_records(tmp_path / "unmarked.jsonl", [replace(first, facts=()), *others])
     with pytest.raises(RecordError, match="marks no fact"):
         run_unlearning(replace(spec_for(tiny, "fact_spans", tmp_path), forget=unmarked))
+    assert not (tmp_path / "candidate").exists()
+
+
+@pytest.mark.parametrize("method", ["layered_grad_diff", "rmu"])
+def test_a_method_for_blocks_that_the_model_lacks_is_refused_and_trains_no_others(
+    tiny: TinyWorld, tmp_path: Path, method: str
+) -> None:
+    with pytest.raises(SpecError, match="there is no block 5; the model has 2"):
+        run_unlearning(replace(spec_for(tiny, method, tmp_path), settings={"training": {**TRAINING, "blocks": [5]}}))
     assert not (tmp_path / "candidate").exists()

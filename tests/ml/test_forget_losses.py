@@ -15,8 +15,10 @@ from ml.methods.ceu import ceu_loss
 from ml.methods.fact_spans import fact_span_loss, still_said
 from ml.methods.forgetting import ForgetBatch
 from ml.methods.ga import ga_loss
+from ml.methods.layered_grad_diff import retain_multiplier
 from ml.methods.losses import divergence, soft_cross_entropy
 from ml.methods.pdu import dual_step, pdu_loss
+from ml.methods.rmu import control_vector, state_distance
 from ml.methods.satimp import satimp_loss
 from ml.methods.simnpo import simnpo_loss
 from ml.methods.undial import undial_loss
@@ -316,3 +318,33 @@ def test_a_text_has_had_enough_once_few_of_its_facts_tokens_would_be_said() -> N
     assert still_said(logits, labels, mask, stop_share=0.5).tolist() == [False]
     assert still_said(logits, labels, ~FIRST, stop_share=0.0).tolist() == [False]
     assert still_said(logits, labels, FIRST, stop_share=0.9).tolist() == [True]
+
+
+# --- layers and states --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("rise", "expected"), [(-3.0, 1.2), (0.0, 1.2), (0.1, 1.2), (0.5, 1.5), (1.0, 2.3), (5000.0, 2.3)]
+)
+def test_what_is_lost_of_the_retained_set_weighs_more_between_two_limits(rise: float, expected: float) -> None:
+    # 0.3 * 6^0.5 + 0.8 = 1.53
+    assert retain_multiplier(rise) == pytest.approx(expected)
+
+
+def test_the_distance_of_states_is_a_mean_over_tokens_and_dimensions() -> None:
+    # 6 * [1, 2, 2] / 3 = [2, 4, 4]: (1 + 16 + 16) / 3 = 11 and (4 + 9 + 16) / 3 = 9.6666667
+    target, states = torch.tensor([2.0, 4.0, 4.0]), torch.tensor([[[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]])
+    both, first = torch.tensor([[True, True]]), torch.tensor([[True, False]])
+    assert float(state_distance(states, target, both)) == pytest.approx(10.3333333, **CLOSE)
+    assert float(state_distance(states, target, first)) == pytest.approx(11.0, **CLOSE)
+    assert float(state_distance(states, states, both)) == 0.0
+    with pytest.raises(EmptySequenceError):
+        state_distance(states, target, ~both)
+
+
+def test_a_control_vector_is_fixed_by_its_seed_has_its_length_and_is_nowhere_negative() -> None:
+    vector = control_vector(64, length=6.5, seed=3)
+    assert float(vector.norm()) == pytest.approx(6.5, abs=1e-5)
+    assert float(vector.min()) >= 0.0
+    assert torch.equal(vector, control_vector(64, length=6.5, seed=3))
+    assert not torch.equal(vector, control_vector(64, length=6.5, seed=4))

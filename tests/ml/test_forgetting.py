@@ -16,10 +16,11 @@ from ml.finetune import cross_entropy
 from ml.loop import StepFunction
 from ml.methods import METHODS
 from ml.methods.fact_spans import fact_positions
-from ml.methods.forgetting import forgetting_plan, reference_sums, run_before, run_rows
+from ml.methods.forgetting import forget_turn, forgetting_plan, reference_sums, run_before, run_rows
 from ml.methods.ga import ga_loss
 from ml.methods.method import Plan, Training, UnlearningTask
 from ml.methods.retention import Retention
+from ml.methods.rmu import control_vector
 from ml.models.adapters import attach_adapter, trained_parameters
 from ml.models.load import load_model
 from tests.tiny import TinyWorld
@@ -52,7 +53,8 @@ def task(tiny: TinyWorld) -> UnlearningTask:
 
 def plan_of(task: UnlearningTask, method: str, **settings: Json) -> Plan:
     read_settings = read(METHODS[method].settings, settings, where="settings")
-    return METHODS[method]().plan(task, replace(read_settings, training=TRAINING))
+    training = replace(TRAINING, blocks=read_settings.training.blocks)
+    return METHODS[method]().plan(task, replace(read_settings, training=training))
 
 
 def one_step(step: StepFunction | None, number: int = 0) -> tuple[float, dict[str, float]]:
@@ -62,6 +64,11 @@ def one_step(step: StepFunction | None, number: int = 0) -> tuple[float, dict[st
     numbers = step(number, seen.append)
     (loss,) = seen
     return float(loss.detach()), {name: float(value) for name, value in numbers.items()}
+
+
+def run_turn(task: UnlearningTask) -> list[int]:
+    """The forget rows of step 0."""
+    return forget_turn(task.encode(task.forget), TRAINING, seed=task.seed).at(0)
 
 
 def ascent(task: UnlearningTask, **weights: object) -> Plan:
@@ -159,6 +166,8 @@ def test_reference_sums_are_the_summed_losses_of_whole_answers_before_deletion(t
         ("pdu", {"slack": "-0.1"}),
         ("fact_spans", {"stop_share": 1}),
         ("fact_spans", {"gamma": "-0.1"}),
+        ("rmu", {"block": 2, "training": {"steps": 2, "learning_rate": "0.001", "blocks": [1, 3]}}),
+        ("rmu", {"training": {"steps": 2, "learning_rate": "0.001"}}),
         ("wga", {"retain_term": "hope"}),
     ],
 )
@@ -225,3 +234,37 @@ def test_fact_spans_stop_at_texts_that_are_no_longer_said(task: UnlearningTask) 
     torch.nn.init.zeros_(task.model.get_output_embeddings().weight)
     _, forgotten = one_step(plan_of(task, "fact_spans").step)
     assert forgotten["forget"] == 0.0
+
+
+def test_the_multiplier_of_layered_gradient_difference_starts_after_one_epoch(task: UnlearningTask) -> None:
+    plan = plan_of(task, "layered_grad_diff")
+    first = [one_step(plan.step, number)[1] for number in range(3)]
+    assert [numbers["retain_weight"] for numbers in first] == [1.2, 1.2, 1.2]
+    total = sum(numbers["retain"] for numbers in first)
+    assert float(plan.state["first_epoch"]) == pytest.approx(total, rel=1e-6)
+    plan.state["first_epoch"].fill_(-3.0)
+    _, later = one_step(plan.step, 3)
+    # an average of -1 nat lies more than a nat below any loss
+    assert later["retain_weight"] == 2.3
+    assert float(plan.state["first_epoch"]) == -3.0
+
+
+def test_rmu_steers_the_states_that_decide_answers_and_starts_without_a_retained_loss(task: UnlearningTask) -> None:
+    plan = plan_of(task, "rmu", block=1, training={"steps": 2, "learning_rate": "0.001", "blocks": [0, 1]})
+    _, moved = one_step(plan.step)
+    with torch.no_grad():
+        for parameter in trained_parameters(task.model):
+            parameter.zero_()
+    loss, fresh = one_step(plan.step)
+    assert fresh["retain"] == pytest.approx(0.0, abs=1e-9)
+    assert moved["retain"] > 1e-4
+    rows = [task.encode(task.forget)[i] for i in run_turn(task)]
+    with torch.no_grad():
+        output = task.model(input_ids=collate(rows, pad_id=task.pad_id).input_ids, output_hidden_states=True)
+    # states after block 0 of two: the last entry is after the final norm
+    vector = control_vector(64, length=6.5, seed=task.seed)
+    states = [output.hidden_states[1][i, row.first_label - 1 : len(row.ids) - 1] for i, row in enumerate(rows)]
+    expected = (torch.cat(states) - vector).square().mean()
+    below = plan_of(task, "rmu", block=0, training={"steps": 2, "learning_rate": "0.001", "blocks": [0]})
+    assert one_step(below.step)[1]["forget"] == pytest.approx(float(expected), rel=1e-5)
+    assert loss == pytest.approx(fresh["forget"], rel=1e-5)
