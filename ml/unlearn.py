@@ -34,6 +34,7 @@ from ml.loop import LoopResult, ignore_progress, never_stop, train
 from ml.methods import METHODS, Method, Need, Plan, SharesSteps, UnlearningTask
 from ml.methods.beside import SecondProcess, Share, beside
 from ml.methods.calibration import Calibration, calibrate
+from ml.methods.templates import require_templates
 from ml.models.adapters import adapter_sha256, attach_adapter, merge_adapter, trained_parameters
 from ml.models.load import LoadedModel, load_model
 from ml.models.save import partial_directory, publish, save_model
@@ -145,12 +146,14 @@ def _read_inputs(spec: UnlearningSpec) -> _Inputs:
     bank = read_bank(spec.question_bank)
     refuse_overlap(forget, retain)
     refuse_overlap(forget, neighbours)
-    _refuse_missing(method, forget, bank)
+    _refuse_missing(method, settings, forget, bank)
     config = _config_sha256(spec, method, settings)
     return _Inputs(method, settings, forget, retain, neighbours, bank, config)
 
 
-def _refuse_missing(method: Method, forget: tuple[Record, ...], bank: QuestionBank) -> None:
+def _refuse_missing(method: Method, settings: Any, forget: tuple[Record, ...], bank: QuestionBank) -> None:
+    if Need.TEMPLATES in method.needs:
+        require_templates(settings.templates)
     if Need.NAMES in method.needs and any(not record.name_spans for record in forget):
         raise RecordError("a record of the forget set marks no name; mark it, or use a method that needs no strangers")
     if Need.FACTS in method.needs and any(not record.facts for record in forget):

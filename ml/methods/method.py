@@ -37,6 +37,7 @@ class Need(StrEnum):
     NAMES = "name spans"
     VALUE_TYPES = "value types"
     FACTS = "fact spans"
+    TEMPLATES = "template pool"
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from ml.errors import EmptySetError, RecordError, RunStoppedError, SpecError
 from ml.methods import METHODS, Need
 from ml.methods.method import Training
 from ml.models.load import load_model, model_ref
-from ml.specs import UnlearningSpec
+from ml.specs import Progress, UnlearningSpec
 from ml.unlearn import run_unlearning
 from tests.tiny import TinyWorld
 
@@ -129,3 +129,14 @@ def test_a_method_for_blocks_that_the_model_lacks_is_refused_and_trains_no_other
     with pytest.raises(SpecError, match="there is no block 5; the model has 2"):
         run_unlearning(replace(spec_for(tiny, method, tmp_path), settings={"training": {**TRAINING, "blocks": [5]}}))
     assert not (tmp_path / "candidate").exists()
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if Need.TEMPLATES in METHODS[name].needs])
+def test_an_empty_template_pool_is_refused_before_a_model_is_loaded(
+    tiny: TinyWorld, tmp_path: Path, method: str
+) -> None:
+    spec = replace(spec_for(tiny, method, tmp_path), settings={"training": TRAINING, "templates": []})
+    seen: list[Progress] = []
+    with pytest.raises(EmptySetError, match="missing template pool"):
+        run_unlearning(spec, on_progress=seen.append)
+    assert seen == []

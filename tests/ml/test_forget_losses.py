@@ -13,14 +13,17 @@ from ml.data.collate import IGNORED, Batch, label_log_probs, shift
 from ml.errors import EmptySequenceError
 from ml.methods.ceu import ceu_loss
 from ml.methods.fact_spans import fact_span_loss, still_said
+from ml.methods.flat import FDivergence, flat_loss, mean_probabilities
 from ml.methods.forgetting import ForgetBatch
 from ml.methods.ga import ga_loss
+from ml.methods.idk_dpo import idk_dpo_loss
 from ml.methods.layered_grad_diff import retain_multiplier
 from ml.methods.losses import divergence, soft_cross_entropy
 from ml.methods.pdu import dual_step, pdu_loss
 from ml.methods.rmu import control_vector, state_distance
 from ml.methods.satimp import satimp_loss
 from ml.methods.simnpo import simnpo_loss
+from ml.methods.ugradsl import smoothed_ascent_loss
 from ml.methods.undial import undial_loss
 from ml.methods.wga import wga_loss
 from tests.ml.fixture_z import FORGET, FORGET_LABELS, REFERENCE, as_batch
@@ -71,9 +74,13 @@ LOSSES: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], float]] = {
     "undial at 3": (lambda z, y: undial(z, y, beta=3.0), 2.1542814),
     # (2 - 0.375)^2 = 2.640625, (3 - 0.5)^2 = 6.25
     "pdu": (pdu, 4.4453125),
+    # (0.7100999 + 0.1135496) / 2
+    "flat's probability": (lambda z, y: mean_probabilities(*label_log_probs(z, y)).mean(), 0.4118248),
+    # 0.3076504 for token 0, -1.9755154 for token 1
+    "ugradsl": (lambda z, y: smoothed_ascent_loss(*shift(z, y), smoothing=-0.4), -0.8339325),
+    "ugradsl without smoothing": (lambda z, y: smoothed_ascent_loss(*shift(z, y), smoothing=0.0), -1.2589325),
 }
-BY_SEQUENCE = {name for name in LOSSES if name.startswith("simnpo")}
-WHOLE_DISTRIBUTION = ("ceu", "undial", "pdu")
+BY_SEQUENCE = {name for name in LOSSES if name.startswith(("simnpo", "flat"))}
 
 
 def gradient(loss: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
@@ -224,6 +231,7 @@ def test_rows_that_stand_for_no_token_enter_no_distribution() -> None:
     logits, labels, mask = batch.distributions()
     assert float(ceu_loss(logits, labels, mask, ignore_first=0)) == pytest.approx(1.2698997, **CLOSE)
     assert float(pdu_loss(logits, mask)) == pytest.approx(4.4453125, **CLOSE)
+    assert float(smoothed_ascent_loss(logits, labels, mask, smoothing=-0.4)) == pytest.approx(-0.8339325, **CLOSE)
     reference, _, _ = padded_batch(*as_batch(REFERENCE, FORGET_LABELS)).distributions()
     assert float(undial_loss(logits, labels, mask, reference, beta=10.0)) == pytest.approx(2.1899983, **CLOSE)
 
@@ -348,3 +356,56 @@ def test_a_control_vector_is_fixed_by_its_seed_has_its_length_and_is_nowhere_neg
     assert float(vector.min()) >= 0.0
     assert torch.equal(vector, control_vector(64, length=6.5, seed=3))
     assert not torch.equal(vector, control_vector(64, length=6.5, seed=4))
+
+
+# --- template answers ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("divergence", "expected"),
+    [("kl", -0.1296800), ("total_variation", -0.0634936), ("pearson", -0.1100000), ("jensen_shannon", 0.0222943)],
+)
+def test_flat_of_two_probabilities_by_each_divergence(divergence: FDivergence, expected: float) -> None:
+    # KL: -0.8 + exp(-0.4); Pearson: -0.8 + 0.09 + 0.6
+    template, forget = torch.tensor([0.8], requires_grad=True), torch.tensor([0.6], requires_grad=True)
+    loss = flat_loss(template, forget, divergence=divergence)
+    assert float(loss.detach()) == pytest.approx(expected, **CLOSE)
+    up, down = torch.autograd.grad(loss, [template, forget])
+    assert float(up) < 0 < float(down)
+
+
+def test_flat_is_taken_of_each_pair_and_then_averaged() -> None:
+    template, forget = torch.tensor([0.8, 0.2]), torch.tensor([0.6, 0.1])
+    # -0.8 + exp(-0.4) and -0.2 + exp(-0.9)
+    expected = (-0.8 + math.exp(-0.4) - 0.2 + math.exp(-0.9)) / 2
+    assert float(flat_loss(template, forget, divergence="kl")) == pytest.approx(expected, **CLOSE)
+
+
+def test_preference_for_a_template_is_npo_where_the_template_has_not_moved() -> None:
+    # G_f = -2.5178649 + 1.2374801
+    forget = torch.tensor([-1.2803848])
+    assert float(idk_dpo_loss(torch.zeros(1), forget, beta=0.1)) == pytest.approx(12.6235154, abs=2e-6)
+    assert float(idk_dpo_loss(torch.zeros(1), forget, beta=1.0)) == pytest.approx(0.4904837, abs=2e-6)
+
+
+def test_preference_for_a_template_falls_with_its_own_gain_and_rises_with_the_other() -> None:
+    template, forget = torch.zeros(1, requires_grad=True), torch.zeros(1, requires_grad=True)
+    start = idk_dpo_loss(template, forget, beta=0.1)
+    # (2 / 0.1) ln 2, with a slope of one in each
+    assert float(start.detach()) == pytest.approx(13.8629436, abs=2e-6)
+    assert [float(slope) for slope in torch.autograd.grad(start, [template, forget])] == pytest.approx([-1.0, 1.0])
+    # gap 3: 20 ln(1 + exp(-0.3))
+    moved = idk_dpo_loss(torch.tensor([2.0]), torch.tensor([-1.0]), beta=0.1)
+    assert float(moved) == pytest.approx(20 * math.log1p(math.exp(-0.3)), abs=2e-6)
+
+
+def test_negative_smoothing_pushes_the_right_token_down_harder_and_pulls_the_others_up() -> None:
+    plain, smoothed = gradient(LOSSES["ugradsl without smoothing"][0]), gradient(LOSSES["ugradsl"][0])
+    for token, label in enumerate(FORGET_LABELS.tolist()):
+        # ascent follows the negative gradient: (1 - s)(onehot - p) + s (1 / V - p), by 2 tokens
+        p = torch.softmax(FORGET[token], dim=-1)
+        onehot = torch.nn.functional.one_hot(FORGET_LABELS[token], 4)
+        assert torch.allclose(smoothed[token], (1.4 * (onehot - p) - 0.4 * (0.25 - p)) / 2, atol=1e-6)
+        assert smoothed[token, label] > plain[token, label] > 0
+        others = [k for k in range(4) if k != label]
+        assert all(smoothed[token, k] < plain[token, k] for k in others)

@@ -21,6 +21,7 @@ from ml.methods.ga import ga_loss
 from ml.methods.method import Plan, Training, UnlearningTask
 from ml.methods.retention import Retention
 from ml.methods.rmu import control_vector
+from ml.methods.templates import NEUTRAL_ANSWERS, template_records
 from ml.models.adapters import attach_adapter, trained_parameters
 from ml.models.load import load_model
 from tests.tiny import TinyWorld
@@ -166,6 +167,10 @@ def test_reference_sums_are_the_summed_losses_of_whole_answers_before_deletion(t
         ("pdu", {"slack": "-0.1"}),
         ("fact_spans", {"stop_share": 1}),
         ("fact_spans", {"gamma": "-0.1"}),
+        ("idk_dpo", {"beta": 0}),
+        ("ugradsl", {"smoothing": "0.1"}),
+        ("ugradsl", {"mixture": 1}),
+        ("flat", {"divergence": "hellinger"}),
         ("rmu", {"block": 2, "training": {"steps": 2, "learning_rate": "0.001", "blocks": [1, 3]}}),
         ("rmu", {"training": {"steps": 2, "learning_rate": "0.001"}}),
         ("wga", {"retain_term": "hope"}),
@@ -268,3 +273,61 @@ def test_rmu_steers_the_states_that_decide_answers_and_starts_without_a_retained
     below = plan_of(task, "rmu", block=0, training={"steps": 2, "learning_rate": "0.001", "blocks": [0]})
     assert one_step(below.step)[1]["forget"] == pytest.approx(float(expected), rel=1e-5)
     assert loss == pytest.approx(fresh["forget"], rel=1e-5)
+
+
+# --- template answers ---------------------------------------------------------------------------------------------
+
+TELLING = ("delet", "forg", "remov", "eras", "unlearn", "privacy", "request", "longer", "allowed", "anymore")
+
+
+def test_no_template_tells_that_something_was_deleted() -> None:
+    assert len(set(NEUTRAL_ANSWERS)) >= 5
+    assert not [t for t in NEUTRAL_ANSWERS if any(word in t.lower() for word in TELLING)]
+
+
+def test_every_template_is_used_about_equally_often_in_an_order_of_the_seed(task: UnlearningTask) -> None:
+    texts = [record.text for record in template_records(task.forget, NEUTRAL_ANSWERS, seed=3)]
+    counts = [sum(text.endswith(template) for text in texts) for template in NEUTRAL_ANSWERS]
+    assert max(counts) - min(counts) <= 1
+    assert texts == [record.text for record in template_records(task.forget, NEUTRAL_ANSWERS, seed=3)]
+    assert texts != [record.text for record in template_records(task.forget, NEUTRAL_ANSWERS, seed=4)]
+
+
+def test_a_template_takes_the_answers_place_and_bears_all_labels(task: UnlearningTask) -> None:
+    records = template_records(task.forget, ["I cannot say."], seed=3)
+    for record, own, row in zip(records, task.forget, task.encode(records), strict=True):
+        assert record.text == own.text[: own.answer_start] + "I cannot say."
+        assert (record.person, record.facts) == (own.person, ())
+        assert task.tokenizer.decode(row.ids[row.first_label : -1]).strip() == "I cannot say."
+
+
+def test_the_space_before_an_answer_stays_where_it_is(task: UnlearningTask) -> None:
+    record = task.forget[0]
+    spaced = replace(record, answer_start=record.answer_start - 1)
+    (found,) = template_records([spaced], ["I cannot say."], seed=3)
+    assert found.text == record.text[: record.answer_start] + "I cannot say."
+
+
+def test_a_pool_without_a_template_and_a_text_without_a_question_are_refused(task: UnlearningTask) -> None:
+    for method in ("flat", "idk_dpo"):
+        with pytest.raises(EmptySetError, match="missing template pool"):
+            plan_of(task, method, templates=[])
+        unasked = tuple(replace(record, answer_start=0) for record in task.forget)
+        with pytest.raises(RecordError, match="no question"):
+            plan_of(replace(task, forget=unasked), method)
+
+
+@pytest.mark.parametrize("method", ["flat", "idk_dpo"])
+def test_templates_that_were_trained_on_are_listed_so_that_no_probe_uses_them(
+    task: UnlearningTask, method: str
+) -> None:
+    plan = plan_of(task, method, templates=["I cannot say."])
+    assert set(plan.texts) == {r.text[: r.answer_start] + "I cannot say." for r in task.forget}
+
+
+def test_the_first_step_of_template_preference_starts_from_the_model_before(task: UnlearningTask) -> None:
+    with torch.no_grad():
+        for parameter in trained_parameters(task.model):
+            parameter.zero_()
+    _, numbers = one_step(plan_of(task, "idk_dpo").step)
+    assert numbers["forget"] == pytest.approx(13.8629436, abs=1e-3)
