@@ -4,7 +4,8 @@ Source: CodeEraser, arXiv:2509.13755, restated; gamma 0.1, lambda 0.1 and alpha 
 steps are ours, for LoRA. There, forget and retained batches alternate; here one of each makes a step. There, a text
 stops by two measures with thresholds from unseen text; here by the first alone, the share of its facts' tokens that the
 model would say, with a threshold that is set. Up to that stop the loss is unbounded (clipping and few steps are the
-guard) and lowers energy.
+guard), and pressure against right tokens alone can lower energy: energies must be measured again before they decide a
+refusal.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 Source: arXiv:2410.11143, restated. It needs the forget set and template answers alone; nothing is retained, so utility
 must be watched. Learning rate and steps are ours, for LoRA. Two readings are ours: probabilities are averaged over
 labelled tokens (the reference code averages over all positions, ignored ones counting 0), and the divergence is taken
-of each pair of answers and then averaged. Probabilities bound the loss. A template that is learned lowers the energy of
-its own tokens: energies must be measured again before they decide a refusal.
+of each pair of answers and then averaged. Probabilities bound the loss. It ends in a confident template and lowers
+energy, so that a refusal by high energy inverts after it.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def flat_loss(template: Tensor, forget: Tensor, *, divergence: FDivergence) -> T
 class FlatSettings:
     """`divergence` is the f-divergence, `templates` the pool of answers to say instead."""
 
-    training: Training = field(default_factory=lambda: Training(steps=60, learning_rate=5e-4, rank=8))
+    training: Training = field(default_factory=lambda: Training(steps=100, learning_rate=1e-3, rank=8))
     divergence: FDivergence = "total_variation"
     templates: tuple[str, ...] = NEUTRAL_ANSWERS
 

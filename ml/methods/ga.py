@@ -1,8 +1,8 @@
 """Gradient ascent on the forget set and nothing else. A baseline, and the test of the guard rails.
 
 Source: TOFU, arXiv:2401.06121, restated; learning rate and steps are ours, for LoRA. The loss is unbounded and nothing
-is retained: clipping and few steps are the only guard, utility does not survive long. It lowers energy, so a refusal by
-high energy inverts after it.
+is retained: clipping and few steps are the only guard, utility does not survive long. Carried on, it ends in confident
+wrong answers and lowers energy, so that a refusal by high energy inverts after it.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ def ga_loss(log_probs: Tensor, mask: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class GaSettings:
-    """Few steps, at a small rate: there is nothing else to stop the ascent."""
+    """Few steps: there is nothing else to stop the ascent."""
 
-    training: Training = field(default_factory=lambda: Training(steps=20, learning_rate=5e-4, rank=8))
+    training: Training = field(default_factory=lambda: Training(steps=60, learning_rate=1e-3, rank=8))
 
 
 @METHODS.register("ga")

@@ -1,9 +1,10 @@
 """RMU: steer the states of one block, on what is forgotten, towards one fixed vector, and hold them on what is kept.
 
 Source: WMDP, arXiv:2403.03218, restated; block 7 of a model of 32, its own and the two blocks' before output matrices,
-the length 6.5 and the retained weight 1200 are that paper's (open-unlearning ships 2 and 1): set `block` and
-`training.blocks` for another model. Learning rate and steps are ours, for LoRA. States are taken where each labelled
-token is decided, one position before it. Both losses are bounded below; what energies do is not known beforehand.
+the length 6.5 and the retained weight 1200 are that paper's (open-unlearning ships 2 and 1): set `block`,
+`training.blocks` and `alpha` for another model; where states are small, 1200 holds everything in place. Learning rate
+and steps are ours, for LoRA. States are taken where each labelled token is decided, one position before it. Both losses
+are bounded below; what energies do is not known beforehand.
 """
 
 from __future__ import annotations

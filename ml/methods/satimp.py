@@ -3,8 +3,9 @@
 Source: arXiv:2505.11953, restated; learning rate and steps are ours, for LoRA. Two published constants disagree: the
 authors' repository recommends beta2 0.1 where open-unlearning uses 1, and open-unlearning's text weighs forget to
 retain 1 to 0.1 where its settings say 0.1 to 1. Ours follow the authors (0.1) and the text (1 to 0.1); all four are
-settings. The loss is unbounded while tokens are half known (clipping and few steps are the guard), lowers energy, and
-is tiny once p is below 0.5: its size says nothing about progress.
+settings. The loss is tiny once p is below 0.5: its size says nothing about progress. It is unbounded while tokens are
+still known: clipping and few steps are the guard. Pressure against right tokens alone can lower energy, so that a
+refusal by high energy inverts: energies must be measured again before they decide one.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Source: arXiv:2410.07163, restated. beta, delta, gamma and alpha are those of open-unlearning (the authors' runs on TOFU
 use beta 2.5 and gamma 0.1375); learning rate and steps are ours, for LoRA. The loss saturates at 0 as an answer's
-likelihood falls; like every pressure against the right token alone it can lower energy, so energies must be measured
-again before they decide a refusal.
+likelihood falls. Pressure against right tokens alone can lower energy: energies must be measured again before they
+decide a refusal.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Weighted gradient ascent: tokens that are already forgotten stop contributing.
 
 Source: arXiv:2502.19301, restated; learning rate and steps are ours, for LoRA. The loss is unbounded while tokens are
-still known (clipping and few steps are the guard) and lowers energy: a refusal by high energy inverts after it.
+still known: clipping and few steps are the guard. Pressure against right tokens alone can lower energy, so that a
+refusal by high energy inverts: energies must be measured again before they decide one.
 """
 
 from __future__ import annotations
