@@ -7,7 +7,7 @@ always merged: an adapter that could be peeled off again would hide the data, no
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from types import MethodType
 from typing import Any, Final
@@ -21,14 +21,14 @@ from torch import Tensor
 
 from ml.digests import sha256_hex
 from ml.errors import SpecError
-from ml.models.layers import Part, linear_layers
+from ml.models.layers import Part, linear_layer_names
 
 FOLDED_WEIGHTS: Final = 2**18
 """Largest layer, in weights, whose adapter is folded into the weight at every pass: a copy of it is cheap to make."""
 
 
 def attach_adapter(
-    model: Any, *, rank: int, alpha: float, seed: int, blocks: Sequence[int] | None = None, part: Part = "all"
+    model: Any, *, rank: int, alpha: float, seed: int, blocks: Collection[int] | None = None, part: Part = "all"
 ) -> PeftModel:
     """Freeze `model` and attach a fresh LoRA adapter to all its linear layers but the output layer.
 
@@ -43,7 +43,7 @@ def attach_adapter(
     """
     if rank < 1:
         raise SpecError("an adapter needs a rank of at least 1")
-    targets = "all-linear" if blocks is None and part == "all" else linear_layers(model, blocks, part)
+    targets = "all-linear" if blocks is None and part == "all" else linear_layer_names(model, blocks, part)
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, lora_dropout=0.0, bias="none")
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         # peft asks transformers for a property that transformers has renamed.

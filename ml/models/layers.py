@@ -5,7 +5,7 @@ A hook lives exactly as long as its block of code, whatever is raised inside.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Final, Literal, TypeAlias
 
@@ -54,7 +54,7 @@ def block_at(model: Any, number: int) -> nn.Module:
     return found[number]
 
 
-def linear_layers(model: Any, numbers: Sequence[int] | None, part: Part) -> list[str]:
+def linear_layer_names(model: Any, numbers: Collection[int] | None, part: Part) -> list[str]:
     """Full names of the linear layers in `part` of the blocks `numbers` (every block where `None`).
 
     Names are whole paths, so that block 3 is never taken for block 30.

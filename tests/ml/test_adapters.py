@@ -159,12 +159,6 @@ def test_an_adapter_for_block_3_is_not_one_for_block_30(loaded: LoadedModel, num
     assert len(adapter_tensors(model)) == len(numbers) * 7 * 2
 
 
-@pytest.mark.parametrize("numbers", [(), {2}, {-1}])
-def test_an_adapter_for_a_block_that_is_not_there_is_refused(loaded: LoadedModel, numbers: set[int]) -> None:
-    with pytest.raises(SpecError, match="the 2 that the model has"):
-        attach_adapter(loaded.model, rank=1, alpha=1.0, seed=0, blocks=numbers)
-
-
 def test_stored_adapter_weights_come_back_frozen_and_only_where_they_fit(
     directory: ModelRef, loaded: LoadedModel
 ) -> None:

@@ -8,7 +8,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from ml.errors import SpecError
 from ml.models.adapters import attach_adapter
-from ml.models.layers import linear_layers, states_after
+from ml.models.layers import linear_layer_names, states_after
 
 IDS = torch.tensor([[1, 2, 3, 4], [5, 6, 7, 8]])
 
@@ -49,7 +49,7 @@ def test_a_part_of_a_block_is_found_in_another_architecture(part: str, expected:
 
 
 def test_a_part_without_blocks_is_taken_from_every_block() -> None:
-    assert linear_layers(llama(), None, "feed_forward_output") == [
+    assert linear_layer_names(llama(), None, "feed_forward_output") == [
         f"model.layers.{block}.mlp.down_proj" for block in (0, 1)
     ]
 
@@ -66,7 +66,7 @@ def test_blocks_and_parts_that_do_not_exist_are_refused() -> None:
         block.renamed = block.mlp
         del block.mlp
     with pytest.raises(SpecError, match="no part of a known name"):
-        linear_layers(odd, None, "feed_forward")
+        linear_layer_names(odd, None, "feed_forward")
 
 
 @pytest.mark.parametrize("make", [llama, gpt2])
