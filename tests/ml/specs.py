@@ -1,4 +1,4 @@
-"""The verification that tests of `ml` ask for: a candidate of the tiny world under `unit-1`, unless told otherwise."""
+"""What tests of `ml` ask for unless told otherwise: Alice's deletion in the tiny world, judged by `unit-1`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from ml.data.probes import probe_digests, write_probe_digests
 from ml.policies import load_policy
-from ml.specs import ModelRef, VerificationSpec, seed_commitment
+from ml.specs import ModelRef, UnlearningSpec, VerificationSpec, seed_commitment
 from tests.tiny import TinyWorld
 
 
@@ -32,3 +32,21 @@ def verification_spec(world: TinyWorld, candidate: ModelRef, root: Path, **chang
     )
     spec = replace(spec, **changes)
     return replace(spec, seed_commitment_sha256=seed_commitment(spec.run_id, spec.seed))
+
+
+def unlearning_spec(world: TinyWorld, directory: Path, **changes: Any) -> UnlearningSpec:
+    """A deletion with `changes`; `directory` receives the candidate and keeps the checkpoints."""
+    spec = UnlearningSpec(
+        run_id="run-1",
+        model=world.before,
+        forget=world.forget,
+        retain=world.retain,
+        neighbours=world.neighbours,
+        question_bank=world.bank,
+        method="energy_boundary",
+        settings={},
+        seed=11,
+        output_dir=str(directory / "candidate"),
+        checkpoint_dir=str(directory / "work"),
+    )
+    return replace(spec, **changes)

@@ -16,6 +16,7 @@ from ml.methods.method import Training
 from ml.models.load import load_model, model_ref
 from ml.specs import Progress, UnlearningSpec
 from ml.unlearn import run_unlearning
+from tests.ml.specs import unlearning_spec
 from tests.tiny import TinyWorld
 
 TRAINING: dict[str, Json] = {"steps": 2, "learning_rate": "0.001", "rank": 2, "retain_rows": 4, "checkpoint_every": 1}
@@ -31,19 +32,8 @@ UNCHANGING = {"none"}
 
 def spec_for(tiny: TinyWorld, method: str, directory: Path) -> UnlearningSpec:
     """Two steps of `method`."""
-    return UnlearningSpec(
-        run_id="run-1",
-        model=tiny.before,
-        forget=tiny.forget,
-        retain=tiny.retain,
-        neighbours=tiny.neighbours,
-        question_bank=tiny.bank,
-        method=method,
-        settings={"training": TRAINING, **SETTINGS.get(method, {})},
-        seed=11,
-        output_dir=str(directory / "candidate"),
-        checkpoint_dir=str(directory / "work"),
-    )
+    settings = {"training": TRAINING, **SETTINGS.get(method, {})}
+    return unlearning_spec(tiny, directory, method=method, settings=settings)
 
 
 @pytest.mark.slow

@@ -14,10 +14,10 @@ from ml.data.collate import encode_records
 from ml.decision import judge
 from ml.loop import ignore_progress, never_stop
 from ml.models.load import load_model
-from ml.specs import ModelRef, UnlearningSpec
+from ml.specs import ModelRef
 from ml.unlearn import run_unlearning
 from ml.verify import run_verification
-from tests.ml.specs import verification_spec
+from tests.ml.specs import unlearning_spec, verification_spec
 from tests.tiny import TinyWorld
 
 pytestmark = pytest.mark.gpu
@@ -44,23 +44,7 @@ def test_scores_on_a_gpu_are_those_of_the_processor(tiny: TinyWorld) -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_deletion_on_a_gpu_ends_in_a_candidate(tiny: TinyWorld, tmp_path: Path, dtype: str) -> None:
-    report = run_unlearning(
-        UnlearningSpec(
-            run_id="run-cuda",
-            model=tiny.before,
-            forget=tiny.forget,
-            retain=tiny.retain,
-            neighbours=tiny.neighbours,
-            question_bank=tiny.bank,
-            method="energy_boundary",
-            settings=SHORT,
-            seed=1,
-            output_dir=str(tmp_path / "candidate"),
-            checkpoint_dir=str(tmp_path / "work"),
-            device="cuda",
-            dtype=dtype,
-        )
-    )
+    report = run_unlearning(unlearning_spec(tiny, tmp_path, settings=SHORT, seed=1, device="cuda", dtype=dtype))
     assert report.steps == 4
     assert report.environment["device"] == "cuda"
     load_model(ModelRef(str(tmp_path / "candidate"), report.candidate_manifest_sha256), device="cuda")

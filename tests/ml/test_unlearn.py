@@ -36,6 +36,7 @@ from ml.models.load import load_model, model_ref
 from ml.reports import UnlearningReport
 from ml.specs import FileRef, Progress, UnlearningSpec
 from ml.unlearn import TRAINING_PROBES, run_unlearning
+from tests.ml.specs import unlearning_spec
 from tests.tiny import TinyWorld, tiny_model
 
 # Enough steps to be stopped, killed and resumed; nothing here asks whether the person was forgotten.
@@ -48,20 +49,7 @@ SHORT = {
 
 
 def spec_for(tiny: TinyWorld, directory: Path, **changes: object) -> UnlearningSpec:
-    spec = UnlearningSpec(
-        run_id="run-1",
-        model=tiny.before,
-        forget=tiny.forget,
-        retain=tiny.retain,
-        neighbours=tiny.neighbours,
-        question_bank=tiny.bank,
-        method="energy_boundary",
-        settings=SHORT,
-        seed=11,
-        output_dir=str(directory / "candidate"),
-        checkpoint_dir=str(directory / "work"),
-    )
-    return replace(spec, **changes)
+    return unlearning_spec(tiny, directory, **({"settings": SHORT} | changes))
 
 
 @pytest.fixture(scope="module")

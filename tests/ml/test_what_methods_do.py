@@ -15,8 +15,9 @@ from ml.finetune import cross_entropy
 from ml.methods import METHODS, Need
 from ml.methods.calibration import mean_energies
 from ml.models.load import LoadedModel, load_model, model_ref
-from ml.specs import Record, UnlearningSpec
+from ml.specs import Record
 from ml.unlearn import run_unlearning
+from tests.ml.specs import unlearning_spec
 from tests.tiny import TinyWorld
 
 pytestmark = pytest.mark.slow
@@ -43,19 +44,7 @@ FLATTENING = {"ceu", "pdu", "undial"}
 
 def after(tiny: TinyWorld, method: str, directory: Path, **training: Json) -> LoadedModel:
     settings = {"training": {**TRAINING, **training}, **SETTINGS.get(method, {})}
-    spec = UnlearningSpec(
-        run_id="run-1",
-        model=tiny.before,
-        forget=tiny.forget,
-        retain=tiny.retain,
-        neighbours=tiny.neighbours,
-        question_bank=tiny.bank,
-        method=method,
-        settings=settings,
-        seed=11,
-        output_dir=str(directory / "candidate"),
-        checkpoint_dir=str(directory / "work"),
-    )
+    spec = unlearning_spec(tiny, directory, method=method, settings=settings)
     run_unlearning(spec)
     return load_model(model_ref(Path(spec.output_dir)))
 
