@@ -10,7 +10,7 @@ energy, so that a refusal by high energy inverts after it.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from torch import Tensor
@@ -81,5 +81,4 @@ class Flat:
             template, forget = (mean_probabilities(*answers.log_probs()) for answers in (said, batch))
             return flat_loss(template, forget, divergence=settings.divergence)
 
-        plan = forgetting_plan(task, settings.training, loss)
-        return replace(plan, texts=tuple(record.text for record in records))
+        return forgetting_plan(task, settings.training, loss)

@@ -17,7 +17,15 @@ from ml.data.batches import EpochBatches
 from ml.data.collate import IGNORED, Batch, EncodedText, collate, label_log_probs, shift
 from ml.loop import Backward
 from ml.methods.losses import chosen_log_probs
-from ml.methods.method import Plan, Training, UnlearningTask, answer_positions, watched
+from ml.methods.method import (
+    Plan,
+    Training,
+    UnlearningTask,
+    answer_positions,
+    refuse_below_zero,
+    refuse_unless_above_zero,
+    watched,
+)
 from ml.methods.retention import Retention
 from ml.models.adapters import reference_model
 from ml.models.forward import answer_logits
@@ -81,7 +89,11 @@ def forgetting_plan(
         retain_term: "cross_entropy" keeps the right answers right, "divergence" the whole distribution where it was.
     Raises:
         EmptySetError: there is nothing to forget, or nothing to retain although `alpha` is not 0.
+        SpecError: a weight would teach what is to be forgotten, or unteach what is retained.
     """
+    refuse_unless_above_zero(gamma=gamma)
+    if not callable(alpha):
+        refuse_below_zero(alpha=alpha)
     rows = task.encode(task.forget) if rows is None else rows
     turn = forget_turn(rows, training, seed=task.seed)
     retention = _retention(task, training) if alpha != 0.0 else None

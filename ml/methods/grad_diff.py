@@ -1,7 +1,7 @@
 """Gradient difference: ascend on the forget set, descend on the retain set. A baseline.
 
 Source: TOFU, arXiv:2401.06121, restated; learning rate and steps are ours, for LoRA. The ascent is unbounded (clipping
-and few steps are the guard) and lowers energy: a refusal by high energy inverts after it.
+and few steps are the guard) and may lower energy, after which a refusal by high energy inverts: measure it again.
 """
 
 from __future__ import annotations

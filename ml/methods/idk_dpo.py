@@ -8,7 +8,7 @@ before they decide a refusal.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from torch import Tensor
 from torch.nn import functional
@@ -68,7 +68,7 @@ class IdkDpo:
             said = run_rows(task, instead, batch.chosen)
             return idk_dpo_loss(_gains(said, instead_before), _gains(batch, rows_before), beta=settings.beta)
 
-        plan = forgetting_plan(
+        return forgetting_plan(
             task,
             settings.training,
             loss,
@@ -77,7 +77,6 @@ class IdkDpo:
             alpha=settings.alpha,
             retain_term=settings.retain_term,
         )
-        return replace(plan, texts=tuple(record.text for record in records))
 
 
 def _gains(batch: ForgetBatch, before: Tensor) -> Tensor:

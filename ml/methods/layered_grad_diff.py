@@ -3,8 +3,8 @@ retained set weighs the more the more is lost.
 
 Source: arXiv:2504.12996 (SemEval-2025 Task 4), restated; blocks 0 to 5 were found there by causal tracing on OLMo and
 are a property of that model: set `training.blocks` for another. Learning rate and steps are ours, for LoRA; an epoch is
-one pass over the forget set. The ascent is unbounded (clipping and few steps are the guard); carried on, it lowers
-energy, and a refusal by high energy inverts after it.
+one pass over the forget set. The ascent is unbounded (clipping and few steps are the guard); it may lower
+energy, after which a refusal by high energy inverts: measure it again.
 """
 
 from __future__ import annotations

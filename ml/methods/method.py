@@ -171,6 +171,17 @@ def refuse_unless_above_zero(**settings: float) -> None:
             raise SpecError(f"setting {name} must be above 0")
 
 
+def refuse_below_zero(**settings: float) -> None:
+    """Refuse weights whose sign would turn a loss around.
+
+    Raises:
+        SpecError: the message names the first one that is below 0.
+    """
+    for name, value in settings.items():
+        if value < 0:
+            raise SpecError(f"setting {name} must not be below 0")
+
+
 METHODS: Registry[type[Method]] = Registry("deletion method")
 
 

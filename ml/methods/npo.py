@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ml.methods.forgetting import ForgetBatch, RetainTerm, forgetting_plan, reference_sums
 from ml.methods.losses import npo_loss
-from ml.methods.method import METHODS, Need, Plan, Training, UnlearningTask
+from ml.methods.method import METHODS, Need, Plan, Training, UnlearningTask, refuse_unless_above_zero
 from ml.reports import Guarantee
 
 
@@ -25,6 +25,9 @@ class NpoSettings:
     gamma: float = 1.0
     alpha: float = 1.0
     retain_term: RetainTerm = "cross_entropy"
+
+    def __post_init__(self) -> None:
+        refuse_unless_above_zero(beta=self.beta)
 
 
 @METHODS.register("npo")

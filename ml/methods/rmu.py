@@ -20,7 +20,16 @@ from ml.data.collate import Batch, EncodedText, collate, mean_over_tokens, shift
 from ml.errors import SpecError
 from ml.loop import Backward
 from ml.methods.forgetting import forget_turn
-from ml.methods.method import METHODS, Need, Plan, Training, UnlearningTask, refuse_unless_above_zero, watched
+from ml.methods.method import (
+    METHODS,
+    Need,
+    Plan,
+    Training,
+    UnlearningTask,
+    refuse_below_zero,
+    refuse_unless_above_zero,
+    watched,
+)
 from ml.methods.retention import Retention
 from ml.models.adapters import reference_model
 from ml.models.layers import states_after
@@ -67,7 +76,8 @@ class RmuSettings:
     alpha: float = 1200.0
 
     def __post_init__(self) -> None:
-        refuse_unless_above_zero(length=self.length)
+        refuse_unless_above_zero(length=self.length, gamma=self.gamma)
+        refuse_below_zero(alpha=self.alpha)
         if self.training.blocks is None or any(number > self.block for number in self.training.blocks):
             raise SpecError(f"setting training.blocks must name blocks up to {self.block}; those above are not run")
 

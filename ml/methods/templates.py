@@ -1,7 +1,10 @@
 """Template answers: what a model may say instead, drawn so that no single sentence becomes a shortcut.
 
-An answer must not tell that anything was deleted: saying so would disclose the deletion. "I cannot answer that
-reliably" is true of somebody never seen as well.
+An answer must not tell that anything was deleted: saying so would disclose the deletion. Neutral words disclose it too
+where strangers are answered with guesses: a model taught a template tells whom it was taught about. Baselines only.
+
+Texts with a template are never listed among those a deletion drew: no probe is such a text, and the digest of a name
+beside one of eight sentences could be guessed.
 """
 
 from __future__ import annotations
@@ -30,9 +33,9 @@ def require_templates(templates: Sequence[str]) -> None:
     """Refuse a pool without an answer.
 
     Raises:
-        EmptySetError: there is none.
+        EmptySetError: there is none, or one is blank.
     """
-    if not templates:
+    if not templates or not all(template.strip() for template in templates):
         raise EmptySetError("missing template pool; name at least one answer in the setting templates")
 
 

@@ -3,8 +3,8 @@
 Source: arXiv:2406.07698, restated. A run counts steps, each with one batch of either kind, so its two variants, which
 count epochs of one set or of the other, are the same here. The smoothing -0.4 is the one of a published baseline
 (arXiv:2410.11143); the mixture 0.5, learning rate and steps are ours: the paper tunes them for each data set. The
-ascent is unbounded (clipping and few steps are the guard); carried on, it lowers energy, and a refusal by high energy
-inverts after it. With a large vocabulary the smoothing is spread over every token and changes little.
+ascent is unbounded (clipping and few steps are the guard); what it does to energies must be measured before
+they decide a refusal. With a large vocabulary the smoothing is spread over every token and changes little.
 """
 
 from __future__ import annotations

@@ -57,8 +57,10 @@ def attach_adapter(
 
 
 def _is_small(layer: LoraLinear) -> bool:
-    weight = layer.get_base_layer().weight
-    return weight.numel() <= FOLDED_WEIGHTS and weight.dtype == torch.float32
+    base = layer.get_base_layer()
+    weight = base.weight
+    # Other kinds of linear layer, such as the Conv1D of GPT-2, hold their weight the other way round.
+    return isinstance(base, torch.nn.Linear) and weight.numel() <= FOLDED_WEIGHTS and weight.dtype == torch.float32
 
 
 def _folded(layer: LoraLinear, x: Tensor) -> Tensor:

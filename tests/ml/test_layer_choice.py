@@ -44,7 +44,10 @@ def test_block_one_is_not_taken_for_blocks_ten_and_eleven() -> None:
     ],
 )
 def test_a_part_of_a_block_is_found_in_another_architecture(part: str, expected: set[str]) -> None:
-    adapted = attach_adapter(gpt2(), rank=2, alpha=2.0, seed=1, blocks=[0, 2], part=part)
+    plain = gpt2()
+    expected_logits = plain(IDS).logits.detach()
+    adapted = attach_adapter(plain, rank=2, alpha=2.0, seed=1, blocks=[0, 2], part=part)
+    assert torch.allclose(adapted(IDS).logits, expected_logits, atol=1e-5)
     assert trained_layers(adapted) == {f"transformer.h.{block}.{name}" for block in (0, 2) for name in expected}
 
 
