@@ -45,6 +45,12 @@ class Plan(Stored):
 
     def check(self, layers: int) -> None:
         """Raise `SpecError` unless the plan holds together and fits a model of `layers` blocks."""
+        self.check_structure()
+        if any(layer >= layers for group in self.groups for layer in group):
+            raise SpecError(f"plan: groups of layers must be within the model's {layers}")
+
+    def check_structure(self) -> None:
+        """Raise `SpecError` unless the plan holds together, whatever the model."""
         ids = [record for part in self.slices for record in part.records]
         if len(set(ids)) != len(ids):
             raise SpecError("plan: a record is in two slices; it could not be deleted with one of them")
@@ -56,8 +62,8 @@ class Plan(Stored):
             if len(order) > (1 if self.kind == "separate" else len(self.groups)):
                 raise SpecError("plan: an order is longer than there are groups of layers")
         used = [layer for group in self.groups for layer in group]
-        if not all(self.groups) or len(set(used)) != len(used) or not set(used) <= set(range(layers)):
-            raise SpecError(f"plan: groups of layers must be disjoint, not empty, and within the model's {layers}")
+        if not all(self.groups) or len(set(used)) != len(used) or min(used, default=0) < 0:
+            raise SpecError("plan: groups of layers must be disjoint and not empty, counted from 0")
 
     def slice_at(self, order: int, position: int) -> Slice:
         """The slice that an order trains at a position."""
@@ -77,13 +83,13 @@ class Plan(Stored):
         Raises:
             UnknownRecordError: no slice holds one of them.
         """
-        known = {record: number for number, part in enumerate(self.slices) for record in part.records}
-        if unknown := len(set(record_ids) - set(known)):
+        wanted = set(record_ids)
+        if unknown := len(wanted - {record for part in self.slices for record in part.records}):
             raise UnknownRecordError(
-                f"{unknown} of {len(set(record_ids))} records are in no slice; check their ids, or that they were not "
+                f"{unknown} of {len(wanted)} records are in no slice; check their ids, or that they were not "
                 "deleted before"
             )
-        return frozenset(known[record] for record in record_ids)
+        return frozenset(number for number, part in enumerate(self.slices) if wanted & set(part.records))
 
     def without(self, record_ids: Collection[str]) -> Plan:
         """The plan without `record_ids`: slices keep their numbers, orders lose the slices that are now empty."""

@@ -206,6 +206,8 @@ def test_records_are_found_in_their_slices_and_an_unknown_one_is_an_error_that_n
     assert "mallory" not in str(caught.value)
     with pytest.raises(UnknownRecordError):
         PLAN.without(["1"]).slices_of(["1"])
+    twice = replace(PLAN, slices=(*PLAN.slices[:2], Slice("c", ("1",))))
+    assert twice.slices_of(["1"]) == {0, 2}
 
 
 @pytest.mark.parametrize(
@@ -218,6 +220,7 @@ def test_records_are_found_in_their_slices_and_an_unknown_one_is_an_error_that_n
         ({"groups": ((2,), (1,))}, "longer than"),
         ({"groups": ((2,), (1,), (1,))}, "disjoint"),
         ({"groups": ((3,), (1,), (0,))}, "within the model"),
+        ({"groups": ((2,), (1,), (-1,))}, "counted from 0"),
         ({"groups": ((2,), (1,), ())}, "not empty"),
     ],
 )
