@@ -85,6 +85,12 @@ class UnknownRecordError(MlError):
     code = "record_unknown"
 
 
+class DeletionIncompleteError(MlError):
+    """Files that a deletion had to remove are still there, or may be; nothing says that it was done."""
+
+    code = "deletion_incomplete"
+
+
 class EmptySetError(MlError):
     """A set that the run cannot do without (forget, retain, never-seen) is empty."""
 

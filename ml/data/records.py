@@ -58,10 +58,21 @@ def by_person(records: Iterable[Record]) -> dict[str, list[Record]]:
     return dict(groups)
 
 
+def normalised(text: str) -> str:
+    """The text with all white space as single blanks: by this, two texts are one."""
+    return " ".join(text.split())
+
+
+def refuse_repeated_texts(records: Sequence[Record], *, what: str) -> None:
+    """Raise `OverlapError` if two records have one text: to delete one of them would leave it learned."""
+    if repeated := len(records) - len({normalised(record.text) for record in records}):
+        raise OverlapError(f"{repeated} of the {what} repeat the text of another under an id of their own; keep one")
+
+
 def refuse_overlap(forget: Sequence[Record], retain: Sequence[Record]) -> None:
     """Raise `OverlapError` if the sets share a record id or a text: a loss would fight itself."""
     shared_ids = {r.record_id for r in forget} & {r.record_id for r in retain}
-    shared_texts = {" ".join(r.text.split()) for r in forget} & {" ".join(r.text.split()) for r in retain}
+    shared_texts = {normalised(r.text) for r in forget} & {normalised(r.text) for r in retain}
     if shared_ids or shared_texts:
         raise OverlapError(
             f"forget and retain set share {len(shared_ids)} record ids and {len(shared_texts)} texts; "

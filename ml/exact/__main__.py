@@ -17,8 +17,9 @@ from pathlib import Path
 
 from ml.command_line import USAGE_ERROR
 from ml.errors import InputsMissingError, MlError
-from ml.exact.deletion import DeletionResult, delete_records
-from ml.exact.store import ExactManifest, ExactSettings, read_manifest
+from ml.exact.deletion import delete_records
+from ml.exact.results import DeletionResult
+from ml.exact.store import ExactManifest, ExactSettings, deletion_path, read_manifest
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -65,6 +66,7 @@ def result_text(result: DeletionResult, manifest: ExactManifest) -> str:
     serving = ", ".join(f"{one.slice} (order {one.order}, position {one.position})" for one in result.serves)
     lines = [
         f"guarantee: {result.guarantee}",
+        f"result: deletions/{deletion_path(Path(), result.number).name}",
         f"records deleted: {len(result.records)}, from {', '.join(result.hit)}",
         f"adapters deleted: {len(result.dropped)}, left: {len(manifest.adapters)}",
         f"serves: {serving or 'the base alone'}",

@@ -8,102 +8,60 @@ earlier: model directories with adapters folded in are listed for destruction, b
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Final
 
-from ml.digests import canonical_json
-from ml.documents import Stored, read_version
-from ml.errors import EmptySetError
+from ml.errors import DeletionIncompleteError, EmptySetError
 from ml.exact.plan import surviving_prefix
+from ml.exact.results import GUARANTEE, AdapterName, DeletionResult
 from ml.exact.store import (
     AdapterEntry,
     ExactManifest,
-    deletion_path,
     opened,
+    publish_pending,
+    read_results,
     remove_checkpoints,
     remove_unnamed,
     write_manifest,
+    write_pending,
 )
-from ml.files import write_atomically
-from ml.reports import Guarantee
-
-GUARANTEE: Final[Guarantee] = "exact_sharded"
-SCHEMA_VERSION: Final = 1
-_NOTES: Final = (
-    "Exact with respect to the adapters only: base, tokenizer, settings and the plan were fixed before and are kept; "
-    "if the base learned from the records, it still knows them.",
-    "Listed copies hold dropped adapters in their weights and must be destroyed, and processes that serve must load "
-    "again; copies and backups made by other means are not known here.",
-)
-
-
-@dataclass(frozen=True, slots=True)
-class AdapterName:
-    """One adapter by order, position, slice and the digest of its file."""
-
-    order: int
-    position: int
-    slice: str
-    sha256: str
-
-
-@dataclass(frozen=True, slots=True)
-class DeletionResult(Stored):
-    """What one deletion did, by opaque ids and digests.
-
-    `hit` names the slices that held a deleted record. `dropped` are the adapters whose files are gone. `serves` are
-    those that serve now: of stacked slices the longest prefix, and none means the base alone; of separate adapters all
-    that remain, each by itself. `may_add` names for every order the slices, less the deleted records, that training it
-    further would add. `copies_to_destroy` are manifest digests of model directories that hold dropped adapters.
-    """
-
-    guarantee: Guarantee
-    number: int
-    base_manifest_sha256: str
-    records: tuple[str, ...]
-    hit: tuple[str, ...]
-    dropped: tuple[AdapterName, ...]
-    serves: tuple[AdapterName, ...]
-    may_add: tuple[tuple[str, ...], ...]
-    copies_to_destroy: tuple[str, ...]
-    manifest_before_sha256: str
-    manifest_after_sha256: str
-    notes: tuple[str, ...] = _NOTES
-    schema_version: int = SCHEMA_VERSION
-
-    @classmethod
-    def from_document(cls, document: object) -> DeletionResult:
-        """Read a result; raises `SpecError` naming the field that does not fit."""
-        return read_version(cls, document, where="deletion result", version=SCHEMA_VERSION)
 
 
 def delete_records(store: Path, record_ids: Collection[str]) -> DeletionResult:
     """Delete `record_ids` from everything in `store`.
 
-    1. Finish a deletion that was killed.
-    2. Decide what goes and what serves; write the result down; delete all checkpoints.
+    1. Finish a deletion that was killed. If an earlier one deleted all of these records, its result is the answer.
+    2. Decide what goes and what serves; write the result down as pending; delete all checkpoints.
     3. Replace the manifest by one that names neither the records nor the dropped adapters.
-    4. Delete the files of the dropped adapters.
+    4. Delete the files of the dropped adapters, see that they are gone, and give the result its number.
 
-    Killed before step 3 it deleted nothing but checkpoints and can be called again; killed later, every command on
-    the store finishes step 4 first.
+    Killed before step 3 it deleted nothing but checkpoints and can be called again; killed later, the next deletion,
+    training or folding in this store finishes step 4 first. A result with a number is a deletion that was done.
 
     Raises:
         EmptySetError: there is no record to delete.
         UnknownRecordError: a record is in no slice; nothing was changed.
-        SpecError: there is no store, or another command is at work in it.
+        SpecError: there is no store, another command is at work in it, or it is not as its last command left it.
+        DeletionIncompleteError: a file could not be removed.
     """
     if not record_ids:
         raise EmptySetError("no record to delete was named")
-    with opened(store) as before:
-        after, result = decide(before, record_ids)
-        path = deletion_path(store, result.number)
-        path.parent.mkdir(exist_ok=True)
-        write_atomically(path, canonical_json(result.to_document()))
-        remove_checkpoints(store)
-        write_manifest(store, after)
-        remove_unnamed(store, after)
+    try:
+        with opened(store) as before:
+            for earlier in read_results(store):
+                if set(record_ids) <= set(earlier.records):
+                    return earlier
+            after, result = decide(before, record_ids)
+            write_pending(store, result)
+            remove_checkpoints(store)
+            write_manifest(store, after)
+            remove_unnamed(store, after)
+            publish_pending(store, result)
+    except OSError as exc:
+        raise DeletionIncompleteError(
+            f"the deletion in store {store.name} is not complete ({type(exc).__name__}); mend the directory's access "
+            "or space and delete again"
+        ) from exc
     return result
 
 

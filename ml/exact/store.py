@@ -3,7 +3,10 @@
     manifest.json                   ExactManifest
     adapters/ORDER-POSITION.safetensors
     checkpoints/                    of the adapter in training
-    deletions/NUMBER.json           what each deletion did
+    deletions/NUMBER.json           what each deletion did, counted from 1; there once it is done
+    deletions/pending.json          what the deletion at work is going to do
+    serving/                        of a folded copy in the making
+    lock
 
 Standard library only: a deletion must need no tensor. Must never hold a text, a value, a name or a path; ids of records
 are opaque. An adapter is on file only while the manifest names it.
@@ -13,7 +16,9 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import shutil
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,11 +27,14 @@ from typing import Final
 
 from ml.digests import canonical_json
 from ml.documents import Stored, read_version
-from ml.errors import SpecError
+from ml.errors import DeletionIncompleteError, SpecError
 from ml.exact.plan import Plan, longest
+from ml.exact.results import DeletionResult
 from ml.files import sync_directory, write_atomically
 
 SCHEMA_VERSION: Final = 1
+_DIRECTORIES: Final = ("adapters", "checkpoints", "deletions", "serving")
+_PENDING: Final = "pending.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +104,7 @@ class ExactManifest(Stored):
     def from_document(cls, document: object) -> ExactManifest:
         """Read a manifest; raises `SpecError` naming the field that does not fit."""
         manifest = read_version(cls, document, where="exact manifest", version=SCHEMA_VERSION)
+        manifest.plan.check_structure()
         for number, (order, prefix) in enumerate(zip(manifest.plan.orders, manifest.prefixes(), strict=True)):
             planned = [(place, manifest.plan.slices[part].name) for place, part in enumerate(order)]
             if [(entry.position, entry.slice) for entry in prefix] != planned[: len(prefix)]:
@@ -106,7 +115,7 @@ class ExactManifest(Stored):
         """The adapters on file of every order, first trained first."""
         found: list[list[AdapterEntry]] = [[] for _ in self.plan.orders]
         for entry in sorted(self.adapters, key=lambda entry: entry.position):
-            if entry.order >= len(found):
+            if not 0 <= entry.order < len(found):
                 raise SpecError("exact manifest: an adapter is of an order that the plan does not have")
             found[entry.order].append(entry)
         return tuple(tuple(prefix) for prefix in found)
@@ -135,9 +144,10 @@ def locked(store: Path) -> Iterator[None]:
     """Keep other commands off `store` until the block of code ends; a crash lets go of it.
 
     Raises:
-        SpecError: another command is at work in it.
+        SpecError: another command is at work in it, or `store` holds a link: what lies behind would not be deleted.
     """
-    with (store / "lock").open("w") as handle:
+    _refuse_links(store)
+    with os.fdopen(os.open(store / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "r+") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as exc:
@@ -150,13 +160,50 @@ def opened(store: Path) -> Iterator[ExactManifest]:
     """Keep other commands off `store`, finish what a killed one left to delete, and hand out the manifest.
 
     Raises:
-        SpecError: as `locked` and `read_manifest`.
+        SpecError: as `locked`, `read_manifest` and `finish`.
     """
     read_manifest(store)  # before a lock file appears in what is no store
     with locked(store):
         manifest = read_manifest(store)
-        remove_unnamed(store, manifest)
+        finish(store, manifest)
         yield manifest
+
+
+def finish(store: Path, manifest: ExactManifest) -> None:
+    """Finish what a killed command left to delete; the store must be locked.
+
+    A pending result is published if `manifest` is what that deletion led to, and discarded if it never got there.
+
+    Raises:
+        SpecError: files and manifest are not of one time: part of the store was put back, or removed, by hand.
+        DeletionIncompleteError: as for `remove_unnamed`.
+    """
+    if manifest.adapters and not (store / "adapters").is_dir():
+        raise SpecError(f"store {store.name} has no adapters directory, but its manifest names adapters; do not use it")
+    pending = _read_pending(store)
+    is_decided = pending is not None and pending.manifest_after_sha256 == manifest.sha256
+    if pending is not None and not is_decided and pending.manifest_before_sha256 != manifest.sha256:
+        raise _not_of_one_time(store)
+    if _result_numbers(store) != list(range(1, manifest.deletions + 1 - is_decided)):
+        raise _not_of_one_time(store)
+    remove_unnamed(store, manifest)
+    _remove_tree(serving_path(store))
+    if pending is not None and is_decided:
+        publish_pending(store, pending)
+    elif pending is not None:
+        (store / "deletions" / _PENDING).unlink()
+
+
+def refuse_rollback(store: Path, manifest: ExactManifest) -> None:
+    """Raise `SpecError` if `store` holds the result of a deletion that `manifest` knows nothing of."""
+    if max(_result_numbers(store), default=0) > manifest.deletions:
+        raise _not_of_one_time(store)
+
+
+def refuse_remains(store: Path) -> None:
+    """Raise `SpecError` if anything of a store lies in `store`, which has no manifest."""
+    if found := [name for name in _DIRECTORIES if (store / name).exists()]:
+        raise SpecError(f"{store.name} has no manifest but {', '.join(found)}, of a store; destroy it, or name another")
 
 
 def has_manifest(store: Path) -> bool:
@@ -195,21 +242,102 @@ def deletion_path(store: Path, number: int) -> Path:
     return store / "deletions" / f"{number:04d}.json"
 
 
+def serving_path(store: Path) -> Path:
+    """Where a folded copy is made before it is on record."""
+    return store / "serving"
+
+
+def write_pending(store: Path, result: DeletionResult) -> None:
+    """Write down what a deletion is going to do; it counts for nothing before `publish_pending`."""
+    (store / "deletions").mkdir(exist_ok=True)
+    write_atomically(store / "deletions" / _PENDING, canonical_json(result.to_document()))
+
+
+def publish_pending(store: Path, result: DeletionResult) -> None:
+    """Give the pending result its number: the deletion is done. Raises `SpecError` rather than replace another."""
+    path = deletion_path(store, result.number)
+    if path.exists():
+        raise _not_of_one_time(store)
+    (store / "deletions" / _PENDING).replace(path)
+    sync_directory(path.parent)
+
+
+def read_results(store: Path) -> tuple[DeletionResult, ...]:
+    """What the deletions that were done in `store` did, first first; raises `SpecError` where one is malformed."""
+    return tuple(_read_result(deletion_path(store, number)) for number in _result_numbers(store))
+
+
 def remove_unnamed(store: Path, manifest: ExactManifest) -> None:
-    """Delete every file of weights that `manifest` does not name: a deletion or a training was killed half way."""
+    """Delete every file of weights that `manifest` does not name: a deletion or a training was killed half way.
+
+    Raises:
+        DeletionIncompleteError: a file is still there.
+    """
     named = {adapter_path(store, entry.order, entry.position) for entry in manifest.adapters}
     directory = store / "adapters"
     if directory.is_dir():
         for path in set(directory.iterdir()) - named:
             path.unlink()
         sync_directory(directory)
+        if left := len(set(directory.iterdir()) - named):
+            raise DeletionIncompleteError(f"{left} files of weights in store {store.name} could not be removed")
 
 
 def remove_checkpoints(store: Path) -> None:
-    """Delete what is kept of trainings that are not finished; they begin again."""
-    if (store / "checkpoints").is_dir():
-        shutil.rmtree(store / "checkpoints")
-        sync_directory(store)
+    """Delete what is kept of trainings that are not finished; they begin again.
+
+    Raises:
+        DeletionIncompleteError: it is still there.
+    """
+    _remove_tree(store / "checkpoints")
+
+
+def _remove_tree(directory: Path) -> None:
+    if directory.is_dir():
+        shutil.rmtree(directory)
+        sync_directory(directory.parent)
+        if directory.exists():
+            raise DeletionIncompleteError(f"{directory.name} in store {directory.parent.name} could not be removed")
+
+
+def _refuse_links(store: Path) -> None:
+    """Removing a name must remove the bytes: no link, no second name, nothing but plain files among the weights."""
+    for name in (*_DIRECTORIES, "lock", "manifest.json"):
+        path = store / name
+        if path.is_symlink() or (name in _DIRECTORIES and path.exists() and not path.is_dir()):
+            raise SpecError(f"{name} in store {store.name} is a link or of the wrong kind; put the thing itself there")
+    for name in _DIRECTORIES[:3]:
+        for path in (store / name).iterdir() if (store / name).is_dir() else ():
+            found = path.lstat()
+            if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+                raise SpecError(
+                    f"{name}/{path.name} in store {store.name} is a link, has a second name, or is no plain file, so "
+                    "that deleting it would not destroy it; put a plain copy in its place and destroy the other"
+                )
+
+
+def _result_numbers(store: Path) -> list[int]:
+    """Numbers of the deletions that were done, ascending."""
+    return sorted(int(path.stem) for path in (store / "deletions").glob("*.json") if path.stem.isdecimal())
+
+
+def _read_pending(store: Path) -> DeletionResult | None:
+    path = store / "deletions" / _PENDING
+    return _read_result(path) if path.is_file() else None
+
+
+def _read_result(path: Path) -> DeletionResult:
+    try:
+        return DeletionResult.from_document(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as exc:
+        raise SpecError(f"deletion result {path.name} cannot be read; put it back as it was") from exc
+
+
+def _not_of_one_time(store: Path) -> SpecError:
+    return SpecError(
+        f"store {store.name}: manifest and results of deletions are not of one time; a part was put back or removed, "
+        "or a deletion is just being done: run this again, and if it stays so, destroy the store and train a new one"
+    )
 
 
 def _manifest_path(store: Path) -> Path:

@@ -8,7 +8,7 @@ it has the same bytes in a world in which no other slice exists. Adapters are ne
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -16,7 +16,7 @@ from typing import Final
 from safetensors.torch import save
 
 from ml.data.collate import EncodedText, encode_records
-from ml.data.records import read_records
+from ml.data.records import read_records, refuse_repeated_texts
 from ml.digests import code_sha256, document_sha256, sha256_hex
 from ml.documents import plain
 from ml.errors import ModelDirectoryError, RecordError, SpecError
@@ -28,11 +28,12 @@ from ml.exact.store import (
     ExactSettings,
     adapter_path,
     checkpoint_path,
+    finish,
     has_manifest,
     locked,
     read_manifest,
-    remove_checkpoints,
-    remove_unnamed,
+    read_results,
+    refuse_remains,
     write_manifest,
 )
 from ml.files import write_atomically
@@ -66,27 +67,32 @@ def train_exact(
 ) -> ExactManifest:
     """Bring the store to where every order of the plan is trained to its end, and return its manifest.
 
-    1. Read the records and the base by digest; refuse a plan that does not fit them.
+    1. Finish a deletion that was killed. Read the records by digest; refuse those that were deleted here by their
+       ids, and a plan that does not fit them.
     2. Take up the store, or begin one; refuse a store of another plan, base or settings.
     3. Order by order, position by position: skip an adapter on file whose lineage is as it should be; train the
        others, each from its checkpoint if there is one; write the weights, then the manifest.
 
-    After a deletion the same call, with the plan and the records that are left, adds what can be added again.
+    After a deletion the same call, with the plan and the records that are left, adds what can be added again. A deleted
+    text that comes back under a new id is not noticed: the store keeps no texts.
 
     Raises:
         RunStoppedError: `should_stop` said so; call again to resume.
         SpecError: the store is another run's, or in use.
-        RecordError: the records are not those of the plan, or not those that an adapter on file learned from.
+        RecordError: a record was deleted here before, or the records are not those of the plan, or not those that an
+            adapter on file learned from.
+        OverlapError: two records have one text.
         MlError: an input is not what its digest says, or malformed.
     """
     spec.settings.check()
-    records = {record.record_id: record for record in read_records(spec.records, what="training records")}
-    if set(records) != {record for part in spec.plan.slices for record in part.records}:
-        raise RecordError("the training records are not those of the plan; give exactly the records that it names")
     store = Path(spec.store)
+    if store.exists() and not store.is_dir():
+        raise SpecError(f"{store.name} is not a directory; name another store")
     store.mkdir(parents=True, exist_ok=True)
     with locked(store):
-        manifest = _taken_up(store, spec)
+        begun = _finished(store)
+        records = _records(spec, {record for result in read_results(store) for record in result.records})
+        manifest = _taken_up(begun, spec)
         loaded = load_model(spec.base, device=spec.device, dtype=spec.dtype)
         spec.plan.check(int(loaded.model.config.num_hidden_layers))
         write_manifest(store, manifest)
@@ -115,19 +121,38 @@ def number_of_layers(base: ModelRef) -> int:
         raise ModelDirectoryError(f"model directory {Path(base.path).name} does not say its num_hidden_layers") from exc
 
 
-def _taken_up(store: Path, spec: ExactSpec) -> ExactManifest:
+def _finished(store: Path) -> ExactManifest | None:
+    """The manifest of the store, if it was begun, with nothing left to delete."""
+    if not has_manifest(store):
+        refuse_remains(store)
+        return None
+    manifest = read_manifest(store)
+    finish(store, manifest)
+    return manifest
+
+
+def _records(spec: ExactSpec, deleted: Collection[str]) -> dict[str, Record]:
+    """The training records by id: those of the plan, none of `deleted`, no text twice."""
+    found = read_records(spec.records, what="training records")
+    if back := sum(record.record_id in deleted for record in found):
+        raise RecordError(f"{back} of the training records were deleted from this store; leave them out of the file")
+    refuse_repeated_texts(found, what="training records")
+    records = {record.record_id: record for record in found}
+    if set(records) != {record for part in spec.plan.slices for record in part.records}:
+        raise RecordError("the training records are not those of the plan; give exactly the records that it names")
+    return records
+
+
+def _taken_up(manifest: ExactManifest | None, spec: ExactSpec) -> ExactManifest:
     """The manifest to go on from, with the plan of `spec`."""
     fresh = ExactManifest(spec.base.manifest_sha256, spec.plan, spec.settings, spec.seed, spec.device, spec.dtype)
-    if not has_manifest(store):
-        remove_checkpoints(store)
+    if manifest is None:
         return fresh
-    manifest = read_manifest(store)
-    remove_unnamed(store, manifest)
     known = replace(fresh, adapters=manifest.adapters, copies=manifest.copies, deletions=manifest.deletions)
     if replace(known, plan=manifest.plan) != manifest or not spec.plan.extends(manifest.plan):
         raise SpecError(
-            f"store {store.name} has another plan, records that were not deleted, or another base, seed, device or "
-            "settings; go on with its own, or name another store"
+            f"store {Path(spec.store).name} has another plan, records that were not deleted, or another base, seed, "
+            "device or settings; go on with its own, or name another store"
         )
     return known
 

@@ -13,6 +13,11 @@ def save_model(model: Any, tokenizer: Any, directory: Path) -> None:
     """Write weights (safetensors), configuration and tokenizer into `directory` and flush them to disk."""
     model.save_pretrained(directory, safe_serialization=True)
     tokenizer.save_pretrained(directory)
+    flush(directory)
+
+
+def flush(directory: Path) -> None:
+    """Flush everything in a directory to disk."""
     for path in sorted(directory.rglob("*")):
         if path.is_file():
             sync_file(path)

@@ -6,6 +6,7 @@ The adapters here are files of any bytes: a deletion must not care what is in th
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,9 +15,10 @@ from pathlib import Path
 import pytest
 
 import ml.exact.deletion as deletion
-from ml.errors import EmptySetError, SpecError, UnknownRecordError
-from ml.exact.deletion import AdapterName, DeletionResult, delete_records
+from ml.errors import DeletionIncompleteError, EmptySetError, SpecError, UnknownRecordError
+from ml.exact.deletion import delete_records
 from ml.exact.plan import Slice
+from ml.exact.results import AdapterName, DeletionResult
 from ml.exact.store import (
     ServedCopy,
     adapter_path,
@@ -24,6 +26,8 @@ from ml.exact.store import (
     deletion_path,
     locked,
     read_manifest,
+    read_results,
+    refuse_rollback,
     write_manifest,
 )
 from ml.files import write_atomically
@@ -101,8 +105,20 @@ def test_an_unknown_record_is_an_error_and_nothing_is_changed(tmp_path: Path) ->
     assert len(on_file(tmp_path)) == 9
     assert not deletion_path(tmp_path, 1).exists()
     delete_records(tmp_path, ["1"])
-    with pytest.raises(UnknownRecordError):
-        delete_records(tmp_path, ["1"])
+    with pytest.raises(UnknownRecordError, match="2 of 2"):
+        delete_records(tmp_path, ["1", "nobody"])
+
+
+def test_a_deletion_asked_for_again_answers_with_the_result_of_then(tmp_path: Path) -> None:
+    manifest = filled(tmp_path, STACKED)
+    copy = ServedCopy("1" * 64, (manifest.adapters[0].sha256,))
+    write_manifest(tmp_path, replace(manifest, copies=(copy,)))
+    result = delete_records(tmp_path, ["1", "4"])
+    assert result.copies_to_destroy == (copy.manifest_sha256,)
+    delete_records(tmp_path, ["3"])
+    left = read_manifest(tmp_path)
+    assert delete_records(tmp_path, ["4", "1"]) == delete_records(tmp_path, ["4"]) == result
+    assert read_manifest(tmp_path) == left
 
 
 def test_a_deletion_of_nothing_or_from_nowhere_is_refused(tmp_path: Path) -> None:
@@ -154,27 +170,148 @@ def test_the_checkpoint_of_a_training_that_is_not_finished_goes_too(tmp_path: Pa
     assert not path.exists()
 
 
-@pytest.mark.parametrize("step", ["remove_checkpoints", "write_manifest", "remove_unnamed"])
-def test_a_deletion_that_was_killed_is_done_again_or_finished_by_the_next_command(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
-) -> None:
-    filled(tmp_path, STACKED)
-
+def kill_at(monkeypatch: pytest.MonkeyPatch, step: str) -> None:
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(deletion, step, killed)
+
+
+STEPS = ["remove_checkpoints", "write_manifest", "remove_unnamed", "publish_pending"]
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_deletion_that_was_killed_has_no_result_before_it_is_done_again_or_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    filled(tmp_path, STACKED)
+    kill_at(monkeypatch, step)
     with pytest.raises(KeyboardInterrupt):
         delete_records(tmp_path, ["4"])
     monkeypatch.undo()
-    if step == "remove_unnamed":  # decided already: the record is unknown now, and the files go at once
-        assert len(on_file(tmp_path)) == 9
-        with pytest.raises(UnknownRecordError):
-            delete_records(tmp_path, ["4"])
-    else:
-        assert delete_records(tmp_path, ["4"]).number == 1
+    assert not deletion_path(tmp_path, 1).exists()
+    assert len(on_file(tmp_path)) == (3 if step == "publish_pending" else 9)
+    result = delete_records(tmp_path, ["4"])
+    assert (result.number, result.hit, len(result.dropped)) == (1, ("c",), 6)
     assert len(on_file(tmp_path)) == 3
-    assert DeletionResult.from_document(json.loads(deletion_path(tmp_path, 1).read_text())).hit == ("c",)
+    assert [path.name for path in (tmp_path / "deletions").iterdir()] == ["0001.json"]
+    assert DeletionResult.from_document(json.loads(deletion_path(tmp_path, 1).read_text())) == result
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_deleting_something_else_after_a_killed_deletion_never_writes_over_its_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    filled(tmp_path, STACKED)
+    kill_at(monkeypatch, step)
+    with pytest.raises(KeyboardInterrupt):
+        delete_records(tmp_path, ["4"])
+    monkeypatch.undo()
+    delete_records(tmp_path, ["3"])
+    was_decided = step in ("remove_unnamed", "publish_pending")
+    assert [result.records for result in read_results(tmp_path)] == [*([("4",)] if was_decided else []), ("3",)]
+    assert not (tmp_path / "deletions" / "pending.json").exists()
+
+
+# --- what could keep a deleted file alive -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["adapters", "checkpoints", "deletions", "serving", "lock"])
+def test_a_store_that_holds_a_link_is_refused_and_nothing_behind_it_is_touched(tmp_path: Path, name: str) -> None:
+    store, elsewhere = tmp_path / "store", tmp_path / "elsewhere"
+    filled(store, STACKED)
+    if (store / name).exists():
+        (store / name).rename(elsewhere)
+    elif name == "lock":
+        elsewhere.write_text("kept")
+    else:
+        elsewhere.mkdir()
+    (store / name).symlink_to(elsewhere)
+    with pytest.raises(SpecError, match=f"{name} in store store is a link"):
+        delete_records(store, ["4"])
+    assert len(read_manifest(store).adapters) == 9
+    if name == "lock":
+        assert elsewhere.read_text() == "kept"
+
+
+@pytest.mark.parametrize("kind", ["symbolic", "hard", "directory"])
+def test_weights_that_would_outlive_the_removal_of_their_name_are_refused(tmp_path: Path, kind: str) -> None:
+    store, elsewhere = tmp_path / "store", tmp_path / "elsewhere"
+    filled(store, STACKED)
+    path = adapter_path(store, 1, 0)
+    path.rename(elsewhere)
+    if kind == "symbolic":
+        path.symlink_to(elsewhere)
+    elif kind == "hard":
+        path.hardlink_to(elsewhere)
+    else:
+        path.mkdir()
+    with pytest.raises(SpecError, match="would not destroy it"):
+        delete_records(store, ["4"])
+    assert not deletion_path(store, 1).exists()
+    assert len(read_manifest(store).adapters) == 9
+
+
+def test_a_store_without_the_directory_of_the_adapters_that_it_names_is_refused(tmp_path: Path) -> None:
+    filled(tmp_path, STACKED)
+    (tmp_path / "adapters").rename(tmp_path / "moved")
+    with pytest.raises(SpecError, match="no adapters directory"):
+        delete_records(tmp_path, ["4"])
+    assert not deletion_path(tmp_path, 1).exists()
+
+
+def test_a_file_that_is_still_there_after_its_removal_is_an_error_and_no_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled(tmp_path, STACKED)
+
+    def denied(*_: object, **__: object) -> None:
+        raise PermissionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", lambda *_, **__: None)
+        with pytest.raises(DeletionIncompleteError, match="6 files of weights"):
+            delete_records(tmp_path, ["4"])
+    assert not deletion_path(tmp_path, 1).exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", denied)
+        with pytest.raises(DeletionIncompleteError, match="not complete"):
+            delete_records(tmp_path, ["4"])
+    assert not deletion_path(tmp_path, 1).exists()
+    assert delete_records(tmp_path, ["4"]).number == 1
+    assert len(on_file(tmp_path)) == 3
+
+
+def test_a_manifest_put_back_from_before_a_deletion_is_refused(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    filled(store, STACKED)
+    shutil.copytree(store, tmp_path / "backup")
+    delete_records(store, ["4"])
+    shutil.copytree(tmp_path / "backup", store, dirs_exist_ok=True)
+    with pytest.raises(SpecError, match="not of one time"):
+        delete_records(store, ["4"])
+    with pytest.raises(SpecError, match="not of one time"):
+        refuse_rollback(store, read_manifest(store))
+    assert len(on_file(store)) == 9  # nothing is guessed at
+
+
+def test_results_that_were_removed_are_missed(tmp_path: Path) -> None:
+    filled(tmp_path, STACKED)
+    delete_records(tmp_path, ["4"])
+    deletion_path(tmp_path, 1).unlink()
+    with pytest.raises(SpecError, match="not of one time"):
+        delete_records(tmp_path, ["3"])
+
+
+def test_a_folded_copy_in_the_making_that_was_left_is_cleared(tmp_path: Path) -> None:
+    filled(tmp_path, STACKED)
+    (tmp_path / "serving").mkdir()
+    (tmp_path / "serving" / "model.safetensors").write_bytes(b"weights of c")
+    delete_records(tmp_path, ["4"])
+    assert not (tmp_path / "serving").exists()
+
+
+# --- what is on file ----------------------------------------------------------------------------------------------
 
 
 def test_nothing_is_deleted_while_another_command_is_at_work(tmp_path: Path) -> None:
@@ -197,6 +334,25 @@ def test_a_manifest_whose_adapters_are_not_the_beginning_of_an_order_is_refused(
             read_manifest(tmp_path)
     write_atomically(tmp_path / "manifest.json", b"{")
     with pytest.raises(SpecError, match="not JSON"):
+        read_manifest(tmp_path)
+
+
+def test_a_manifest_whose_plan_does_not_hold_together_is_refused(tmp_path: Path) -> None:
+    manifest = filled(tmp_path, STACKED)
+    for plan in (
+        replace(STACKED, slices=(*SLICES[:2], Slice("c", ("1", "4")))),  # a deletion of 1 would hit one of two slices
+        replace(STACKED, orders=((0, 1, 7), *STACKED.orders[1:])),
+    ):
+        write_manifest(tmp_path, replace(manifest, plan=plan))
+        with pytest.raises(SpecError, match="plan: "):
+            read_manifest(tmp_path)
+        with pytest.raises(SpecError, match="plan: "):
+            delete_records(tmp_path, ["1"])
+    last = manifest.adapters[6:]  # those of the last order, which -1 names too
+    write_manifest(
+        tmp_path, replace(manifest, adapters=(*manifest.adapters[:6], *(replace(one, order=-1) for one in last)))
+    )
+    with pytest.raises(SpecError, match="exact manifest"):
         read_manifest(tmp_path)
 
 

@@ -12,12 +12,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import ml.exact.deletion as deletion
+import ml.exact.serving as serving
 import ml.exact.training as training
 from ml.data.collate import collate, encode_records
 from ml.data.people import throw_away_records
 from ml.data.records import write_records
 from ml.digests import model_manifest
-from ml.errors import DigestMismatchError, RecordError, RunStoppedError, SpecError
+from ml.errors import DigestMismatchError, OverlapError, RecordError, RunStoppedError, SpecError
 from ml.exact.deletion import delete_records
 from ml.exact.orders import cyclic_orders, matched_orders
 from ml.exact.plan import Order, Plan, Slice, layer_groups, person_slice, separate_plan
@@ -326,6 +328,63 @@ def test_records_that_are_not_those_of_the_plan_are_refused(
         train_exact(place.spec(trained[CYCLIC], plan, altered))
 
 
+def test_a_deleted_record_is_never_learned_again(
+    place: Place, trained: dict[tuple[Order, ...], Path], tmp_path: Path
+) -> None:
+    everybody = [record for rows in place.records for record in rows]
+    store, plan = tmp_path / "separate", separate_plan(everybody, layers=3)
+    train_exact(place.spec(store, plan))
+    delete_records(store, [record.record_id for record in place.records[0]])
+    for old in (plan, separate_plan(everybody, layers=3, earlier=read_manifest(store).plan)):
+        with pytest.raises(RecordError, match="7 of the training records were deleted"):
+            train_exact(place.spec(store, old))
+    assert len(weights(store)) == 2
+
+    store = tmp_path / "stacked"
+    shutil.copytree(trained[CYCLIC], store)
+    delete_records(store, of(place, 1))
+    with pytest.raises(RecordError, match="1 of the training records were deleted"):
+        train_exact(place.spec(store, stacked(place)))
+    assert len(weights(store)) < 9
+
+
+def test_a_text_under_two_ids_is_refused_because_deleting_one_would_leave_it_learned(
+    place: Place, tmp_path: Path
+) -> None:
+    rows = [record for records in place.records for record in records]
+    again = replace(rows[-1], text=f"{rows[0].text}  ")
+    altered = [*rows[:-1], again]
+    for plan in (stacked(place), separate_plan(altered, layers=3)):
+        with pytest.raises(OverlapError, match="1 of the training records"):
+            train_exact(place.spec(tmp_path / "store", plan, altered))
+    assert not (tmp_path / "store" / "manifest.json").exists()
+
+
+def test_a_training_that_cannot_go_on_finishes_a_killed_deletion_all_the_same(
+    place: Place, trained: dict[tuple[Order, ...], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = tmp_path / "store"
+    shutil.copytree(trained[CYCLIC], store)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(deletion, "remove_unnamed", killed)
+    with pytest.raises(KeyboardInterrupt):
+        delete_records(store, of(place, 2))
+    monkeypatch.undo()
+    with pytest.raises(RecordError, match="were deleted"):
+        train_exact(place.spec(store, stacked(place)))
+    assert len(weights(store)) == 3
+
+
+@pytest.mark.parametrize("left", ["adapters", "checkpoints", "deletions"])
+def test_what_lies_about_without_a_manifest_is_no_place_to_begin(place: Place, tmp_path: Path, left: str) -> None:
+    (tmp_path / "store" / left).mkdir(parents=True)
+    with pytest.raises(SpecError, match=f"no manifest but {left}"):
+        train_exact(place.spec(tmp_path / "store", stacked(place)))
+
+
 def test_a_plan_for_another_model_is_refused(place: Place, tmp_path: Path) -> None:
     assert number_of_layers(place.base) == 3
     with pytest.raises(SpecError, match="within the model"):
@@ -345,3 +404,58 @@ def test_an_adapter_that_was_changed_on_disk_serves_nobody(
         load_serving(store, place.base)
     with pytest.raises(DigestMismatchError, match="give that one"):
         load_serving(store, replace(place.base, manifest_sha256="0" * 64))
+
+
+def test_a_deleted_adapter_is_missed_without_a_word_of_putting_it_back(
+    place: Place, trained: dict[tuple[Order, ...], Path], tmp_path: Path
+) -> None:
+    store = tmp_path / "store"
+    shutil.copytree(trained[CYCLIC], store)
+    before = (store / "manifest.json").read_bytes()
+    adapter_path(store, 0, 0).unlink()
+    with pytest.raises(DigestMismatchError, match="put nothing back"):
+        load_serving(store, place.base)
+    delete_records(store, of(place, 0))
+    (store / "manifest.json").write_bytes(before)
+    with pytest.raises(SpecError, match="not of one time"):
+        load_serving(store, place.base)
+
+
+@pytest.mark.parametrize("step", ["save_model", "write_manifest", "publish"])
+def test_a_folding_that_was_killed_leaves_no_weights_that_are_not_on_record(
+    place: Place,
+    trained: dict[tuple[Order, ...], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    step: str,
+) -> None:
+    store, out = tmp_path / "store", tmp_path / "out"
+    shutil.copytree(trained[CYCLIC], store)
+    out.mkdir()
+    real = getattr(serving, step)
+
+    def killed(*arguments: object) -> None:
+        if step == "save_model":
+            real(*arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(serving, step, killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_serving_copy(store, place.base, out / "served")
+    monkeypatch.undo()
+    on_record = {copy.manifest_sha256 for copy in read_manifest(store).copies}
+    assert {model_manifest(path).manifest_sha256 for path in out.iterdir()} == on_record
+    assert bool(on_record) == (step == "publish")
+    delete_records(store, of(place, 2))
+    assert not (store / "serving").exists()
+
+
+@pytest.mark.parametrize("inside", [".", "adapters/served", "../store/served"])
+def test_a_copy_inside_the_store_is_refused(
+    place: Place, trained: dict[tuple[Order, ...], Path], tmp_path: Path, inside: str
+) -> None:
+    store = tmp_path / "store"
+    shutil.copytree(trained[CYCLIC], store)
+    with pytest.raises(SpecError, match=r"in the store|exists"):
+        write_serving_copy(store, place.base, store / inside)
+    assert len(delete_records(store, of(place, 2)).dropped) == 6
