@@ -17,7 +17,7 @@ from peft import PeftModel
 from ml.attacks.extraction import extraction_strength
 from ml.attacks.fused import fused_pass
 from ml.data.collate import EncodedText
-from ml.errors import EmptySetError, NonFiniteError, SpecError, TokenizerMismatchError
+from ml.errors import EmptySequenceError, EmptySetError, NonFiniteError, SpecError, TokenizerMismatchError
 from ml.models.adapters import scaled_adapter
 from ml.models.load import LoadedModel, tokenizer_sha256
 from ml.models.tampering import scaled_change
@@ -72,20 +72,20 @@ def utility_floor(retained: Callable[[float], float], *, tau: float = TAU, steps
     """
     if not 0 < tau <= 1 or steps < 1:
         raise SpecError("a utility floor needs a share in (0, 1] and a grid of at least one step")
-    original = _finite(retained(1.0))
+    original = _finite(retained(1.0), "a retained score")
     if original <= 0:
         raise SpecError("the original model retains nothing, so there is no floor; ask for what it knows")
     scanned: list[tuple[float, float]] = []
     for step in range(steps):
-        scanned.append((step / steps, _finite(retained(step / steps))))
+        scanned.append((step / steps, _finite(retained(step / steps), "a retained score")))
         if scanned[-1][1] >= tau * original:
             return UtilityFloor(scanned[-1][0], tau, original, tuple(scanned))
     return UtilityFloor(1.0, tau, original, (*scanned, (1.0, original)))
 
 
-def _finite(score: float) -> float:
+def _finite(score: float, what: str) -> float:
     if not math.isfinite(score):
-        raise NonFiniteError("a retained score is NaN or infinite; the mixed model is broken and has no floor")
+        raise NonFiniteError(f"{what} is NaN or infinite; the mixed model is broken and has no floor")
     return score
 
 
@@ -133,15 +133,21 @@ def calibrated_extraction(
         retain, forget: texts that the original memorised, encoded for its tokenizer.
     Raises:
         EmptySetError: a set is empty.
+        EmptySequenceError: a text has no label but its end.
         MlError: as for `utility_floor` and `mixed`.
     """
     if not retain or not forget:
         raise EmptySetError("a floor needs texts to keep and texts to forget")
+    for what, texts in (("keep", retain), ("forget", forget)):
+        if bare := sum(len(text.ids) - text.first_label < 2 for text in texts):
+            raise EmptySequenceError(f"{bare} texts to {what} have nothing but their end to reproduce; leave them out")
 
     def strength(alpha: float, texts: Sequence[EncodedText]) -> float:
         with mixed(alpha) as loaded:
             return float(extraction_strength(fused_pass(loaded, texts)).mean())
 
     floor = utility_floor(lambda alpha: strength(alpha, retain), tau=tau)
-    original, unlearned, at_floor = (strength(alpha, forget) for alpha in (1.0, 0.0, floor.alpha))
+    original, unlearned, at_floor = (
+        _finite(strength(alpha, forget), "a score of what was to be forgotten") for alpha in (1.0, 0.0, floor.alpha)
+    )
     return CalibratedExtraction(floor, original, unlearned, at_floor)

@@ -11,11 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from peft.tuners.lora.layer import Linear as LoraLinear
 
+import ml.metrics.utility_floor as floors
 import ml.models.adapters as adapters
 from ml.attacks.extraction import extraction_strength
-from ml.data.collate import encode_records
+from ml.data.collate import EncodedText, encode_records
 from ml.data.records import read_records
-from ml.errors import EmptySetError, NonFiniteError, SpecError, TokenizerMismatchError
+from ml.errors import EmptySequenceError, EmptySetError, NonFiniteError, SpecError, TokenizerMismatchError
 from ml.finetune import cross_entropy_step
 from ml.loop import LoopSettings, train
 from ml.metrics.utility_floor import calibrated_extraction, mixed_adapter, mixed_models, utility_floor
@@ -190,6 +191,26 @@ def test_a_score_that_is_no_number_is_never_passed_on(broken_at: float) -> None:
 def test_a_floor_without_texts_is_refused(loaded: LoadedModel) -> None:
     with pytest.raises(EmptySetError):
         calibrated_extraction(mixed_models(loaded, loaded), retain=[], forget=[])
+
+
+@pytest.mark.parametrize("bare", ["retain", "forget"])
+def test_a_text_that_is_nothing_but_its_end_is_blamed_and_not_the_model(loaded: LoadedModel, bare: str) -> None:
+    texts = {"retain": [EncodedText((300, 301, 302), 1, ())], "forget": [EncodedText((300, 301, 302), 1, ())]}
+    texts[bare].append(EncodedText((300, 301), 1, ()))
+    with pytest.raises(EmptySequenceError, match="1 texts .* nothing but their end"):
+        calibrated_extraction(mixed_models(loaded, loaded), **texts)
+
+
+def test_a_forget_score_that_is_no_number_is_never_passed_on(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    retain, forget = [EncodedText((300, 301, 302), 1, ())], [EncodedText((303, 304, 305), 1, ())]
+    monkeypatch.setattr(floors, "fused_pass", lambda _, texts: texts)
+    monkeypatch.setattr(
+        floors, "extraction_strength", lambda texts: torch.tensor([float("nan") if texts is forget else 1.0])
+    )
+    with pytest.raises(NonFiniteError, match="to be forgotten"):
+        calibrated_extraction(mixed_models(loaded, loaded), retain=retain, forget=forget)
 
 
 @pytest.mark.slow
