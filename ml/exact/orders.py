@@ -55,11 +55,6 @@ def matched_orders(probabilities: Sequence[float], orders: int) -> tuple[Order, 
     return tuple(tuple(order) for order in built)
 
 
-def expected_length(order: Order, probabilities: Sequence[float]) -> float:
-    """Expected number of slices in the surviving prefix, if slices are deleted independently."""
-    return float(np.cumprod([1 - probabilities[number] for number in order]).sum())
-
-
 def _matching(built: Sequence[Sequence[int]], survives: np.ndarray) -> list[int]:
     """The slice that each order gets next.
 

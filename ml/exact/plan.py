@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from ml.digests import sha256_hex
-from ml.documents import Stored
 from ml.errors import EmptySetError, SpecError, UnknownRecordError
 from ml.specs import Record
 
@@ -29,7 +28,7 @@ class Slice:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan(Stored):
+class Plan:
     """How one shard is trained.
 
     `orders` name slices by number, each in the sequence in which that order trains them. `groups[p]` are the blocks,

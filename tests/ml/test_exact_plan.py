@@ -10,10 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ml.errors import EmptySetError, SpecError, UnknownRecordError
-from ml.exact.orders import cyclic_orders, expected_length, matched_orders
+from ml.exact.orders import cyclic_orders, matched_orders
 from ml.exact.plan import (
     Order,
-    Plan,
     Slice,
     layer_groups,
     longest,
@@ -23,9 +22,9 @@ from ml.exact.plan import (
     surviving_prefix,
 )
 from ml.specs import Record
+from tests.ml.exact_stores import STACKED
 
 ORACLE = ((0, 1, 2), (2, 0, 1), (1, 2, 0))
-PLAN = Plan("stacked", (Slice("a", ("1", "2")), Slice("b", ("3",)), Slice("c", ("4",))), ORACLE, ((2,), (1,), (0,)))
 
 orders_and_dropped = st.integers(1, 7).flatmap(
     lambda slices: st.tuples(
@@ -149,11 +148,6 @@ def test_knowing_the_probabilities_keeps_more_than_cyclic_orders_do() -> None:
     assert expected_longest(matched) > 1.8 > expected_longest(cyclic_orders(4, 2))
 
 
-def test_the_expected_length_adds_up_the_chances_of_each_position() -> None:
-    # .5 + .5*.8 + .5*.8*1
-    assert expected_length((1, 0, 2), [0.2, 0.5, 0.0]) == pytest.approx(1.3)
-
-
 @pytest.mark.parametrize(("slices", "orders"), [(0, 0), (0, 1), (3, 0), (3, 4)])
 def test_impossible_numbers_of_orders_are_refused(slices: int, orders: int) -> None:
     with pytest.raises(SpecError, match="different first slices"):
@@ -192,29 +186,29 @@ def test_groups_that_do_not_fit_the_model_are_refused(layers: int, positions: in
 
 
 def test_a_plan_without_records_keeps_its_numbers_and_trains_no_empty_slice() -> None:
-    left = PLAN.without(["3"])
+    left = STACKED.without(["3"])
     assert [part.records for part in left.slices] == [("1", "2"), (), ("4",)]
     assert left.orders == ((0, 2), (2, 0), (2, 0))
-    assert PLAN.without(["2"]).orders == ORACLE
-    assert PLAN.without(["1", "2", "3", "4"]).orders == ((), (), ())
+    assert STACKED.without(["2"]).orders == ORACLE
+    assert STACKED.without(["1", "2", "3", "4"]).orders == ((), (), ())
 
 
 def test_records_are_found_in_their_slices_and_an_unknown_one_is_an_error_that_names_none() -> None:
-    assert PLAN.slices_of(["2", "4", "1"]) == {0, 2}
+    assert STACKED.slices_of(["2", "4", "1"]) == {0, 2}
     with pytest.raises(UnknownRecordError, match="1 of 2 records") as caught:
-        PLAN.slices_of(["1", "mallory-7"])
+        STACKED.slices_of(["1", "mallory-7"])
     assert "mallory" not in str(caught.value)
     with pytest.raises(UnknownRecordError):
-        PLAN.without(["1"]).slices_of(["1"])
-    twice = replace(PLAN, slices=(*PLAN.slices[:2], Slice("c", ("1",))))
+        STACKED.without(["1"]).slices_of(["1"])
+    twice = replace(STACKED, slices=(*STACKED.slices[:2], Slice("c", ("1",))))
     assert twice.slices_of(["1"]) == {0, 2}
 
 
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"slices": (*PLAN.slices[:2], Slice("c", ("1",)))}, "in two slices"),
-        ({"slices": (*PLAN.slices[:2], Slice("a", ("4",)))}, "one name"),
+        ({"slices": (*STACKED.slices[:2], Slice("c", ("1",)))}, "in two slices"),
+        ({"slices": (*STACKED.slices[:2], Slice("a", ("4",)))}, "one name"),
         ({"orders": ((0, 1, 0),)}, "twice"),
         ({"orders": ((0, 3),)}, "does not exist"),
         ({"groups": ((2,), (1,))}, "longer than"),
@@ -225,9 +219,9 @@ def test_records_are_found_in_their_slices_and_an_unknown_one_is_an_error_that_n
     ],
 )
 def test_a_plan_that_does_not_hold_together_is_refused(changed: dict[str, object], message: str) -> None:
-    PLAN.check(3)
+    STACKED.check(3)
     with pytest.raises(SpecError, match=message):
-        replace(PLAN, **changed).check(3)
+        replace(STACKED, **changed).check(3)
 
 
 people = st.lists(st.text("abcdefgh", min_size=1, max_size=3), min_size=1, max_size=30, unique=True)
@@ -276,7 +270,7 @@ def test_persons_who_come_later_change_nobodys_number_and_who_left_may_come_back
     assert later.extends(left)
     assert not later.extends(first)  # alice's records are others
     assert not first.extends(later)
-    assert not replace(PLAN, kind="separate").extends(PLAN)
-    assert PLAN.extends(PLAN)
+    assert not replace(STACKED, kind="separate").extends(STACKED)
+    assert STACKED.extends(STACKED)
     with pytest.raises(EmptySetError):
         separate_plan([], layers=2)
