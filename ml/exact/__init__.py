@@ -1,1 +1,1 @@
-"""Exact deletion: adapters that learned from one slice of the records each and are removed with it, never merged."""
+"""Exact deletion: adapters that learned from one slice of the records each, stored unmerged, and removed with it."""

@@ -55,7 +55,7 @@ def _delete(options: argparse.Namespace) -> None:
 
 def _ids(path: Path) -> set[str]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # other separators may stand in an id
     except (OSError, UnicodeDecodeError) as exc:
         raise InputsMissingError(f"file {path.name} of record ids cannot be read; nothing was deleted") from exc
     return {line.strip() for line in lines} - {""}
@@ -71,7 +71,7 @@ def result_text(result: DeletionResult, manifest: ExactManifest) -> str:
         f"adapters deleted: {len(result.dropped)}, left: {len(manifest.adapters)}",
         f"serves: {serving or 'the base alone'}",
         f"further training may add: {sum(map(len, result.may_add))} adapters",
-        *(f"destroy the copy with manifest sha256 {digest}" for digest in result.copies_to_destroy),
+        *(f"destroy every copy with manifest sha256 {digest}" for digest in result.copies_to_destroy),
         *result.notes,
     ]
     return "\n".join([*lines, ""])

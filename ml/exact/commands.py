@@ -28,7 +28,10 @@ _BEGINNING: Final = (*_PLAN, "seed", "device", *_SETTINGS)
 
 def train_command(options: argparse.Namespace) -> None:
     """Train what the plan has and the store has not."""
-    torch.set_num_threads(options.threads or torch.get_num_threads())
+    if options.threads is not None:
+        if options.threads < 1:
+            raise SpecError("--threads is at least 1; leave it out for the default")
+        torch.set_num_threads(options.threads)
     manifest = train_exact(_spec(options), on_progress=print_progress)
     sys.stdout.write(f"{len(manifest.adapters)} adapters on file; manifest sha256 {manifest.sha256}\n")
 
@@ -39,7 +42,9 @@ def serve_command(options: argparse.Namespace) -> None:
     copy = write_serving_copy(options.store, model_ref(options.base), options.out, slice_name=name)
     sys.stdout.write(f"{len(copy.adapters)} adapters on the base; manifest sha256 {copy.manifest_sha256}\n")
     if copy.adapters:
-        sys.stdout.write("The weights hold these adapters for good: destroy this copy when one of them is deleted.\n")
+        sys.stdout.write(
+            "The weights hold these adapters for good: destroy every copy of them when one of them is deleted.\n"
+        )
 
 
 def _spec(options: argparse.Namespace) -> ExactSpec:

@@ -36,7 +36,8 @@ def delete_records(store: Path, record_ids: Collection[str]) -> DeletionResult:
     4. Delete the files of the dropped adapters, see that they are gone, and give the result its number.
 
     Killed before step 3 it deleted nothing but checkpoints and can be called again; killed later, the next deletion,
-    training or folding in this store finishes step 4 first. A result with a number is a deletion that was done.
+    training or folding that takes up this store finishes step 4 first. A result with a number is a deletion that was
+    done.
 
     Raises:
         EmptySetError: there is no record to delete.

@@ -15,6 +15,7 @@ _NOTES: Final = (
     "if the base learned from the records, it still knows them.",
     "Listed copies hold dropped adapters in their weights and must be destroyed, and processes that serve must load "
     "again; copies and backups made by other means are not known here.",
+    "Training refuses the deleted records by their ids; a deleted text that comes back under a new id is not noticed.",
 )
 
 

@@ -2,7 +2,7 @@
 
 An adapter may depend on nothing but the base, the slices before it in its order, its own records, the settings and the
 store's seed: its lineage. Its own seed is drawn from the lineage, never from a global generator or a counter, so that
-it has the same bytes in a world in which no other slice exists. Adapters are never merged.
+it has the same bytes in a world in which no other slice exists. Adapters are stored unmerged; `serving` folds a copy.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ml.data.collate import EncodedText, encode_records
 from ml.data.records import read_records, refuse_repeated_texts
 from ml.digests import code_sha256, document_sha256, sha256_hex
 from ml.documents import plain
-from ml.errors import ModelDirectoryError, RecordError, SpecError
+from ml.errors import CheckpointError, ModelDirectoryError, RecordError, SpecError
 from ml.exact.plan import Plan
 from ml.exact.serving import read_adapters
 from ml.exact.store import (
@@ -82,6 +82,7 @@ def train_exact(
         RecordError: a record was deleted here before, or the records are not those of the plan, or not those that an
             adapter on file learned from.
         OverlapError: two records have one text.
+        CheckpointError: an unfinished training cannot go on here; the message says what to delete.
         MlError: an input is not what its digest says, or malformed.
     """
     spec.settings.check()
@@ -213,25 +214,31 @@ def _train_one(
     layers = [layer for one in (*before, entry) for layer in one.layers]
     model = attach_adapter(loaded.model, rank=settings.rank, alpha=settings.alpha, seed=entry.seed, blocks=layers)
     put_adapter_tensors(model, read_adapters(store, before))
-    finetune(
-        model.to(spec.device),
-        rows,
-        LoopSettings(
-            steps=entry.steps,
-            learning_rate=settings.learning_rate,
-            warmup_steps=settings.warmup_steps,
-            checkpoint_every=spec.checkpoint_every,
-        ),
-        pad_id=loaded.pad_id,
-        batch_rows=settings.batch_rows,
-        seed=entry.seed,
-        device=spec.device,
-        phase=f"order {entry.order}, position {entry.position}, {entry.slice}",
-        config_sha256=document_sha256([entry.lineage_sha256, code_sha256(), dict(entry.environment)]),
-        checkpoint_path=checkpoint_path(store, entry.order, entry.position),
-        on_progress=on_progress,
-        should_stop=should_stop,
-    )
+    try:
+        finetune(
+            model.to(spec.device),
+            rows,
+            LoopSettings(
+                steps=entry.steps,
+                learning_rate=settings.learning_rate,
+                warmup_steps=settings.warmup_steps,
+                checkpoint_every=spec.checkpoint_every,
+            ),
+            pad_id=loaded.pad_id,
+            batch_rows=settings.batch_rows,
+            seed=entry.seed,
+            device=spec.device,
+            phase=f"order {entry.order}, position {entry.position}, {entry.slice}",
+            config_sha256=document_sha256([entry.lineage_sha256, code_sha256(), dict(entry.environment)]),
+            checkpoint_path=checkpoint_path(store, entry.order, entry.position),
+            on_progress=on_progress,
+            should_stop=should_stop,
+        )
+    except CheckpointError as exc:  # not another store: later deletions in this one would know nothing of it
+        raise CheckpointError(
+            f"the training of {entry.slice} was stopped under other code, libraries or threads, or its checkpoint is "
+            "damaged; delete checkpoints/ of this store and train again"
+        ) from exc
     path = adapter_path(store, entry.order, entry.position)
     path.parent.mkdir(exist_ok=True)
     weights = save(adapter_tensors(model))

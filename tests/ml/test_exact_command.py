@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from ml.data.records import write_records
 from ml.exact.__main__ import main
-from ml.exact.plan import person_slice
+from ml.exact.plan import Slice, person_slice
 from ml.exact.store import read_manifest
 from ml.models.load import load_model, model_ref
 from ml.specs import Record
-from tests.ml.exact_stores import SEPARATE, STACKED, filled
+from tests.ml.exact_stores import SEPARATE, SLICES, STACKED, filled
 from tests.tiny import tiny_model, tiny_world
 
 
@@ -56,6 +57,24 @@ def test_a_deletion_that_cannot_be_met_is_a_message_and_exit_code_2(
     assert len(read_manifest(tmp_path / "store").adapters) == 9
 
 
+def test_an_id_ends_at_the_end_of_its_line_and_nowhere_else(tmp_path: Path) -> None:
+    filled(tmp_path / "store", replace(STACKED, slices=(Slice("a", ("1\u20282",)), *SLICES[1:])))
+    (tmp_path / "ids").write_text("1\u20282\r\n\n", encoding="utf-8", newline="")
+    assert command("delete", "--store", tmp_path / "store", "--records", tmp_path / "ids") == 0
+
+
+def test_a_deletion_asked_for_again_names_the_result_of_then(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    filled(tmp_path, STACKED)
+    for record in ("4", "3", "4"):
+        assert command("delete", "--store", tmp_path, "--record", record) == 0
+    said = capsys.readouterr().out
+    assert [line for line in said.splitlines() if line.startswith("result: ")] == [
+        f"result: deletions/000{number}.json" for number in (1, 2, 1)
+    ]
+
+
 def test_deleting_from_the_command_line_loads_nothing_that_computes(tmp_path: Path) -> None:
     filled(tmp_path, STACKED)
     code = (
@@ -95,11 +114,11 @@ def test_train_delete_serve_and_train_again(
     assert begun.plan.orders == ((0, 1), (1, 0))
     gone = begun.plan.slices[0].records[0]
     assert command("serve", "--store", store, "--base", base, "--out", tmp_path / "served") == 0
-    assert "destroy this copy" in capsys.readouterr().out
+    assert "destroy every copy" in capsys.readouterr().out
     served = model_ref(tmp_path / "served")
     load_model(served)
     assert command("delete", "--store", store, "--record", gone) == 0
-    assert f"destroy the copy with manifest sha256 {served.manifest_sha256}" in capsys.readouterr().out
+    assert f"destroy every copy with manifest sha256 {served.manifest_sha256}" in capsys.readouterr().out
 
     assert command(*quick(store, base, records)) == 2  # the file still holds the deleted record
     assert capsys.readouterr().err.startswith("record_invalid: ")
@@ -138,6 +157,8 @@ def test_one_adapter_per_person(tmp_path: Path, people: dict[str, list[Record]])
         (["--slices", 2, "--probabilities", 0.5], "1 deletion probabilities"),
         (["--separate", "--slices", 2], "leave out"),
         (["--slices", 2, "--rank", 0], "at least 1"),
+        (["--slices", 2, "--threads", -1], "--threads is at least 1"),
+        (["--slices", 2, "--threads", 0], "--threads is at least 1"),
     ],
 )
 def test_a_training_that_cannot_be_met_is_a_message_and_begins_no_store(
@@ -153,3 +174,17 @@ def test_a_training_that_cannot_be_met_is_a_message_and_begins_no_store(
     assert command(*quick(tmp_path / "store", tmp_path / "base", records), *options) == 2
     assert said in capsys.readouterr().err
     assert not (tmp_path / "store" / "manifest.json").exists()
+
+
+@pytest.mark.slow
+def test_a_store_that_is_a_file_is_a_message(
+    tmp_path: Path, people: dict[str, list[Record]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny_model(tmp_path / "base")
+    store, records = tmp_path / "store", tmp_path / "records.jsonl"
+    store.write_text("kept")
+    write_records(records, next(iter(people.values())))
+    assert command(*quick(store, tmp_path / "base", records), "--separate", *QUICK) == 2
+    assert "is not a directory" in capsys.readouterr().err
+    assert command("delete", "--store", store, "--record", "1") == 2
+    assert store.read_text() == "kept"

@@ -19,7 +19,7 @@ from ml.data.collate import collate, encode_records
 from ml.data.people import throw_away_records
 from ml.data.records import write_records
 from ml.digests import model_manifest
-from ml.errors import DigestMismatchError, OverlapError, RecordError, RunStoppedError, SpecError
+from ml.errors import CheckpointError, DigestMismatchError, OverlapError, RecordError, RunStoppedError, SpecError
 from ml.exact.deletion import delete_records
 from ml.exact.orders import cyclic_orders, matched_orders
 from ml.exact.plan import Order, Plan, Slice, layer_groups, person_slice, separate_plan
@@ -275,6 +275,19 @@ def test_a_training_that_was_stopped_goes_on_and_ends_in_the_same_bytes(
     before = [path.stat().st_mtime_ns for path in sorted((store / "adapters").iterdir())]
     assert train_exact(spec) == read_manifest(store)
     assert before == [path.stat().st_mtime_ns for path in sorted((store / "adapters").iterdir())]
+
+
+def test_a_training_stopped_under_another_configuration_says_what_to_delete_and_names_no_other_store(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = tmp_path / "store"
+    spec = place.spec(store, stacked(place))
+    asked = iter(range(10**6))
+    with pytest.raises(RunStoppedError):
+        train_exact(spec, should_stop=lambda: next(asked) == 2)
+    monkeypatch.setattr(training, "code_sha256", lambda: "0" * 64)
+    with pytest.raises(CheckpointError, match="delete checkpoints/ of this store"):
+        train_exact(spec)
 
 
 def test_a_run_killed_between_weights_and_manifest_trains_that_adapter_again(
