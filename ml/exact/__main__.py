@@ -62,12 +62,12 @@ def _ids(path: Path) -> set[str]:
 
 
 def result_text(result: DeletionResult, manifest: ExactManifest) -> str:
-    """A deletion by opaque ids: plain text for a terminal."""
-    serving = ", ".join(f"{one.slice} (order {one.order}, position {one.position})" for one in result.serves)
+    """A deletion by numbers and digests, no name of a slice: that of a person's can be guessed from their pseudonym."""
+    serving = ", ".join(f"order {one.order} position {one.position}" for one in result.serves)
     lines = [
         f"guarantee: {result.guarantee}",
         f"result: deletions/{deletion_path(Path(), result.number).name}",
-        f"records deleted: {len(result.records)}, from {', '.join(result.hit)}",
+        f"records deleted: {len(result.records)}, from {len(result.hit)} slices",
         f"adapters deleted: {len(result.dropped)}, left: {len(manifest.adapters)}",
         f"serves: {serving or 'the base alone'}",
         f"further training may add: {sum(map(len, result.may_add))} adapters",

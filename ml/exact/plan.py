@@ -141,7 +141,7 @@ def slices_by_person(records: Iterable[Record], *, count: int, seed: int) -> tup
 
 
 def person_slice(person: str) -> str:
-    """Name of the slice of one person, by a digest of their pseudonym."""
+    """Name of the slice of one person, by a digest of their pseudonym: whoever guesses that can tell the name."""
     return f"person-{sha256_hex(person.encode())[:_NAME_DIGITS]}"
 
 

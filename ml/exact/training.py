@@ -195,7 +195,8 @@ def _is_on_file(manifest: ExactManifest, wanted: AdapterEntry) -> bool:
     found = manifest.prefixes()[wanted.order][wanted.position : wanted.position + 1]
     if found and found[0].lineage_sha256 != wanted.lineage_sha256:
         raise RecordError(
-            f"{wanted.slice} was trained on other records of the same ids; delete them before they change"
+            f"order {wanted.order}, position {wanted.position} was trained on other records of the same ids; "
+            "delete them before they change"
         )
     return bool(found)
 
@@ -228,7 +229,7 @@ def _train_one(
             batch_rows=settings.batch_rows,
             seed=entry.seed,
             device=spec.device,
-            phase=f"order {entry.order}, position {entry.position}, {entry.slice}",
+            phase=f"order {entry.order}, position {entry.position}",
             config_sha256=document_sha256([entry.lineage_sha256, code_sha256(), dict(entry.environment)]),
             checkpoint_path=checkpoint_path(store, entry.order, entry.position),
             on_progress=on_progress,
@@ -236,8 +237,8 @@ def _train_one(
         )
     except CheckpointError as exc:  # not another store: later deletions in this one would know nothing of it
         raise CheckpointError(
-            f"the training of {entry.slice} was stopped under other code, libraries or threads, or its checkpoint is "
-            "damaged; delete checkpoints/ of this store and train again"
+            f"the training of order {entry.order}, position {entry.position} was stopped under other code, libraries "
+            "or threads, or its checkpoint is damaged; delete checkpoints/ of this store and train again"
         ) from exc
     path = adapter_path(store, entry.order, entry.position)
     path.parent.mkdir(exist_ok=True)

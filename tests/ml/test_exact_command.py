@@ -31,7 +31,7 @@ def test_a_deletion_says_what_it_took_along_and_that_copies_remain(
     said = capsys.readouterr().out
     assert "guarantee: exact_sharded" in said
     assert "adapters deleted: 6, left: 3" in said
-    assert "serves: a (order 0, position 0), b (order 0, position 1)" in said
+    assert "serves: order 0 position 0, order 0 position 1\n" in said
     assert "must be destroyed" in said
 
 
@@ -73,6 +73,16 @@ def test_a_deletion_asked_for_again_names_the_result_of_then(
     assert [line for line in said.splitlines() if line.startswith("result: ")] == [
         f"result: deletions/000{number}.json" for number in (1, 2, 1)
     ]
+
+
+def test_a_deletion_prints_no_name_that_a_pseudonym_gives_away(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = person_slice("alice")
+    filled(tmp_path, replace(SEPARATE, slices=(Slice(name, ("1", "2")), *SLICES[1:])))
+    for record in ("3", "1"):  # hers serves after the first, and is hit by the second
+        assert command("delete", "--store", tmp_path, "--record", record) == 0
+    assert name not in "".join(capsys.readouterr())
 
 
 def test_deleting_from_the_command_line_loads_nothing_that_computes(tmp_path: Path) -> None:

@@ -337,7 +337,7 @@ def test_records_that_are_not_those_of_the_plan_are_refused(
         train_exact(place.spec(trained[CYCLIC], plan, everything[1:]))
     first = everything[0]
     altered = [replace(first, text=f"{first.text} "), *everything[1:]]
-    with pytest.raises(RecordError, match="slice-0 was trained on other records"):
+    with pytest.raises(RecordError, match="order 0, position 0 was trained on other records"):
         train_exact(place.spec(trained[CYCLIC], plan, altered))
 
 
