@@ -84,7 +84,7 @@ def register_version(
     Raises:
         NotFoundError: the registry has no such version.
         RegistryError: its files are not what the registry says, or its alias serves another version.
-        SameFilesError: the same files stand as another version, in use or retired.
+        SameFilesError: the same files stood as another version that was retired since.
         InvalidInputError: a trained version without a base, or a second serving version.
     """
     if kind != ModelVersion.Kind.BASE and base is None:
@@ -99,7 +99,7 @@ def register_version(
     manifest = model_manifest(registry.path(number))
     if manifest.manifest_sha256 != known[number].manifest_sha256:
         raise RegistryError(f"version {number} of {model.name} differs from its registered digest; do not use it")
-    _refuse_files_of_retired(model, number, manifest.manifest_sha256)
+    _refuse_twin(model, number, manifest.manifest_sha256)
     version, created = ModelVersion.objects.get_or_create(
         model=model,
         number=number,
@@ -115,24 +115,13 @@ def register_version(
     )
     if created:
         trail.record(actor=actor, action="version.registered", obj=version)
-    else:
-        _refuse_twin(version, kind, parent, base)
     if created and status == VersionStatus.REGISTERED and version.base is not None and model.ledger.exists():
         # It was made elsewhere and may bring back what was deleted; nobody else will look.
         owe_sweep(version)
     return version
 
 
-def _refuse_twin(version: ModelVersion, kind: str, parent: ModelVersion | None, base: ModelVersion | None) -> None:
-    """A registry gives the same files the same number: what is there already may be another version altogether."""
-    if (version.kind, version.parent, version.base) != (kind, parent, base):
-        raise SameFilesError(
-            f"version {version.number} of {version.model.name} is registered with another kind or parent and has the "
-            "same files: nothing in them was changed"
-        )
-
-
-def _refuse_files_of_retired(model: TrainedModel, number: int, manifest_sha256: str) -> None:
+def _refuse_twin(model: TrainedModel, number: int, manifest_sha256: str) -> None:
     twin = model.versions.filter(manifest_sha256=manifest_sha256).exclude(number=number).first()
     if twin is not None:
         raise SameFilesError(f"version {number} of {model.name} has the files of version {twin.number}, {twin.status}")

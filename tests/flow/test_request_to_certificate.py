@@ -200,31 +200,31 @@ def test_another_attempt_keeps_the_first_one_on_record(case: Case, simulator: Si
     assert verdicts[1][1] in ("PASS", "INCONCLUSIVE")
 
 
-def test_a_deletion_that_changed_nothing_has_no_candidate_and_the_serving_weights_stay(
+def test_a_deletion_that_changed_nothing_is_judged_and_the_serving_weights_outlive_its_report(
     case: Case, simulator: Simulator
 ) -> None:
+    simulator.alter = leaking
     simulator.writes = lambda spec: "weights that know"
     request = case()
-    job, target = Job.objects.get(kind="unlearn"), request.targets.get()
-    assert (job.state, job.last_error, job.attempts) == ("failed", "same_files", 1)
-    assert "nothing in them was changed" in job.last_error_detail
-    assert UnlearningRun.objects.get().candidate is None
+    target = request.targets.get()
+    assert UnlearningRun.objects.get().candidate == target.model.versions.get(number=2)
+    release(request, choice="decline", reason="evidence_failed")
+    issue_certificate(Certificate.objects.get(target=target), member=second_reviewer())
+    run_all_jobs()
     assert target.model.versions.get(number=2).status == "serving"
     assert open_registry(target.model.registry).path(2).is_dir()
 
 
-def test_a_second_attempt_with_the_first_ones_weights_is_not_judged_again(case: Case, simulator: Simulator) -> None:
+def test_weights_that_were_given_up_are_not_judged_again_under_another_number(case: Case, simulator: Simulator) -> None:
     simulator.alter = leaking
     simulator.writes = lambda spec: "weights that leak"
-    request = case()
-    with twins_enough():
-        plan_another_attempt(request, plan=current_plan(), actor="staff:rhea")
+    release(case(), choice="decline", reason="evidence_failed")
+    issue_certificate(Certificate.objects.get(), member=second_reviewer())
     run_all_jobs()
-    assert set(Job.objects.filter(kind="unlearn").values_list("state", "last_error")) == {
-        ("done", ""),
-        ("failed", "same_files"),
-    }
-    assert Evidence.objects.filter(target__request=request).count() == 1
+    case(BOB, model=False)
+    again = Job.objects.filter(kind="unlearn").latest("created_at")
+    assert (again.state, again.last_error, again.attempts) == ("failed", "same_files", 1)
+    assert "has the files of version 3" in again.last_error_detail
 
 
 def test_attempts_are_limited(case: Case, simulator: Simulator, settings: Any) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 from django.conf import settings
 
 from deletion_service.certificates.policies import refuse_test_candidate
-from deletion_service.errors import SameFilesError
 from deletion_service.targets.catalogue import register_version
 from deletion_service.targets.jobs import owe
 from deletion_service.targets.locate import record_found_again, search_again
@@ -92,10 +91,6 @@ def _register(
             base=before.base,
             actor="worker",
         )
-        if UnlearningRun.objects.filter(candidate=candidate).exclude(pk=unlearning.pk).exists():
-            raise SameFilesError(
-                f"version {candidate.number} is the candidate of an earlier run; plan with other settings"
-            )
         UnlearningRun.objects.filter(pk=unlearning.pk).update(
             status=UnlearningRun.Status.UNLEARNED,
             candidate=candidate,
