@@ -1,14 +1,16 @@
 """Calibrate the guard before a model, and try it.
 
     python -m ml.guard calibrate --model DIR (--before DIR | --report FILE) --retain FILE --bank FILE --out FILE
-        [--deleted FILE] [--training-probes FILE] [--read-at answer|prefill] [--pooling mean|highest] [--budget R]
-        [--prompts N] [--strangers N] [--seed N] [--device D] [--dtype T] [--threads N]
+        [--deleted FILE --deleted-out FILE] [--training-probes FILE] [--read-at answer|prefill]
+        [--pooling mean|highest] [--budget R] [--prompts N] [--strangers N] [--seed N] [--device D] [--dtype T]
+        [--threads N]
     python -m ml.guard try --model DIR --calibration FILE [--new-tokens N] [--device D] [--dtype T] [--threads N]
 
-`calibrate` asks about retained people (`--retain`), about strangers in their forms, and about deleted people where
-their records are still at hand (`--deleted`), and writes a calibration with rates and digests: no name, no text. It
-exits with 0 when the guard may be switched on, 1 when it may not. Margins come from the unlearning run's report, or are
-measured by the guard's own reading on the model before deletion.
+`calibrate` asks about retained people (`--retain`) and about strangers in their forms, and writes a calibration with
+rates and digests: no name, no text, nothing about deleted people. Where these people's records are still at hand
+(`--deleted`), it asks about them too and writes their rates to a file of its own, which does not belong beside the
+model. It exits with 0 when the guard may be switched on, 1 when it may not. Margins come from the report of the
+unlearning run that made this very model, or are measured by the guard's own reading on the model before deletion.
 
 `try` reads one prompt a line from standard input, in which `\\n` stands for a line break, and writes one JSON object a
 line: the prompt's number, whether it was refused, and the answer.
@@ -31,7 +33,7 @@ from ml.data.probes import read_probe_digests
 from ml.data.questions import read_bank
 from ml.data.records import read_records, refuse_overlap
 from ml.errors import MlError, SpecError
-from ml.guard.calibrate import BUDGET, GuardCalibration, Margins, calibrate, measure_margins
+from ml.guard.calibrate import BUDGET, GuardCalibration, Margins, calibrate, measure_margins, try_deleted
 from ml.guard.prompts import PromptSet, prompts_about, strangers_like
 from ml.guard.reading import TOKENS, Reading, left_padded, make_reading, prompt_ids
 from ml.guard.refusal import Guard
@@ -57,6 +59,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _calibrate(options: argparse.Namespace) -> int:
     loaded = _load(options, options.model)
     reading = make_reading(len(loaded.tokenizer), at=options.read_at, pooling=options.pooling)
+    if (options.deleted is None) != (options.deleted_out is None):
+        raise SpecError("--deleted and --deleted-out belong together: rates of deleted people have a file of their own")
+    if options.deleted_out is not None and options.deleted_out.resolve() == options.out.resolve():
+        raise SpecError("--deleted-out is the file that serves; name another")
     retained, never_seen, deleted = _groups(options)
     margins = _margins(options, reading, retained, never_seen)
     found = calibrate(
@@ -65,9 +71,11 @@ def _calibrate(options: argparse.Namespace) -> int:
         margins,
         retained=retained,
         never_seen=never_seen,
-        deleted=deleted,
         budget=options.budget,
     )
+    if deleted is not None:
+        trial = try_deleted(loaded, found, deleted=deleted, retained=retained, never_seen=never_seen)
+        write_document(options.deleted_out, trial.to_document())
     write_document(options.out, found.to_document())
     sys.stdout.write(calibration_table(found))
     return 0 if found.status == "calibrated" else NOT_CALIBRATED
@@ -156,6 +164,7 @@ def _parser() -> argparse.ArgumentParser:
     edges.add_argument("--report", type=Path, help="report of the unlearning run, whose boundary holds")
     one.add_argument("--retain", type=Path, required=True, help="records of retained people, JSON Lines")
     one.add_argument("--deleted", type=Path, help="records of deleted people, where they are still at hand")
+    one.add_argument("--deleted-out", type=Path, help="file for their rates, kept apart from the calibration")
     one.add_argument("--bank", type=Path, required=True, help="question bank")
     one.add_argument("--training-probes", type=Path, help="digests of the texts that the deletion made up")
     one.add_argument("--out", type=Path, required=True, help="file for the calibration")

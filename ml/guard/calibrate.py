@@ -18,7 +18,7 @@ from torch import Tensor
 from ml.data.probes import probe_digests, probe_set
 from ml.documents import Stored, read_version
 from ml.energy import EnergyBoundary, EnergyIndex, calibrate_boundary
-from ml.errors import NonFiniteError, OverlapError, SpecError, UnattainableError
+from ml.errors import DigestMismatchError, NonFiniteError, OverlapError, SpecError, UnattainableError
 from ml.guard.prompts import PromptSet
 from ml.guard.reading import TOKENS, Reading, prompt_scores
 from ml.metrics.intervals import clopper_pearson_lower, clopper_pearson_upper
@@ -147,6 +147,9 @@ class GuardCalibration(Stored):
     `threshold` is the retained score of rank `rank` (`conformal_rank`), in nats. `status` is `calibrated` exactly when
     the threshold lies within the margins; `reason` names the margin it missed. Rates of retained prompts are in sample:
     they show how the budget divides, not that it holds. `sets` names the prompts by digest.
+
+    It lies beside the model that serves, so nothing in it is about deleted people: with a question bank and a list of
+    names, a digest of their prompts would tell who they were. Theirs is a `DeletedTrial`.
     """
 
     model_manifest_sha256: str
@@ -169,7 +172,21 @@ class GuardCalibration(Stored):
         if (found.status, found.reason) != _status(found.threshold, found.margins):
             raise SpecError("guard calibration: its status does not follow from threshold and margins; calibrate again")
         _refuse_unlike(found.reading, found.margins)
+        if any(row.group == "deleted" for row in found.rates) or any(one.name == "deleted" for one in found.sets):
+            raise SpecError("guard calibration: it tells of deleted people; calibrate again, their rates go elsewhere")
         return found
+
+
+@dataclass(frozen=True, slots=True)
+class DeletedTrial(Stored):
+    """Refusals of prompts about deleted people by one calibration; `calibration_sha256` is its document's digest.
+
+    The numbers of prompts tell how much was deleted: keep it apart from what serves. It holds no digest of a prompt.
+    """
+
+    calibration_sha256: str
+    rates: tuple[RefusalRate, ...]
+    schema_version: int = SCHEMA_VERSION
 
 
 def calibrate(
@@ -179,7 +196,6 @@ def calibrate(
     *,
     retained: PromptSet,
     never_seen: PromptSet,
-    deleted: PromptSet | None = None,
     budget: float = BUDGET,
 ) -> GuardCalibration:
     """Set the threshold on the edited model `loaded`.
@@ -193,7 +209,6 @@ def calibrate(
         retained: prompts about people the model keeps, in the mixture in which they will be asked: the budget holds
             for that mixture.
         never_seen: prompts about people nobody was trained on.
-        deleted: prompts about people who were deleted, where their records are still at hand.
     Raises:
         UnattainableError: too few retained prompts for the budget.
         EmptySetError: a group without prompts.
@@ -203,8 +218,6 @@ def calibrate(
     if reading.vocabulary != len(loaded.tokenizer):
         raise SpecError(f"the reading is for {reading.vocabulary} tokens, the model's tokenizer has another number")
     groups: dict[Group, PromptSet] = {"retained": retained, "never_seen": never_seen}
-    if deleted is not None:
-        groups["deleted"] = deleted
     _refuse_shared(groups)
     rank = conformal_rank(len(retained.texts), budget)
     scores = group_scores(loaded, reading, groups)
@@ -222,6 +235,25 @@ def calibrate(
         reason=reason,
         rates=tuple(refusal_rate(*key, found, threshold) for key, found in scores.items()),
         sets=tuple(_probe_set(group, prompts) for group, prompts in groups.items()),
+    )
+
+
+def try_deleted(
+    loaded: LoadedModel, found: GuardCalibration, *, deleted: PromptSet, retained: PromptSet, never_seen: PromptSet
+) -> DeletedTrial:
+    """Count how many prompts about deleted people the calibration `found` refuses, where records are still at hand.
+
+    Raises:
+        DigestMismatchError: `found` was made on another model.
+        EmptySetError, OverlapError, ContextLengthError: as `calibrate`.
+    """
+    if found.model_manifest_sha256 != loaded.manifest_sha256:
+        raise DigestMismatchError("the guard was calibrated on another model; try deleted people on that one")
+    _refuse_shared({"retained": retained, "never_seen": never_seen, "deleted": deleted})
+    scores = group_scores(loaded, found.reading, {"deleted": deleted})
+    return DeletedTrial(
+        calibration_sha256=found.sha256,
+        rates=tuple(refusal_rate(*key, one, found.threshold) for key, one in scores.items()),
     )
 
 

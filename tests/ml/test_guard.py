@@ -40,6 +40,7 @@ from ml.guard.calibrate import (
     group_scores,
     measure_margins,
     refusal_rate,
+    try_deleted,
 )
 from ml.guard.prompts import PromptSet, prompts_about, strangers_like
 from ml.guard.reading import Reading, Watch, left_padded, make_reading, prompt_ids, prompt_scores
@@ -569,6 +570,28 @@ def test_calibration_keeps_its_budget_in_sample_and_says_what_it_was_made_of(loa
     assert GuardCalibration.from_document(found.to_document()) == found
 
 
+def test_what_serves_tells_nothing_of_deleted_people(loaded: LoadedModel) -> None:
+    retained, never_seen = sets(loaded)
+    how = reading(loaded, at="prefill")
+    wide = Margins(-1000.0, 0.0, "centred", 1.0, how.vocabulary, "stored")
+    found = calibrate(loaded, how, wide, retained=retained, never_seen=never_seen)
+    trial = try_deleted(loaded, found, deleted=PromptSet((SHORT,), (LONG,)), retained=retained, never_seen=never_seen)
+    assert [(row.group, row.asked, row.prompts) for row in trial.rates] == [
+        ("deleted", "direct", 1),
+        ("deleted", "paraphrased", 1),
+    ]
+    assert trial.calibration_sha256 == found.sha256
+    document, about = found.to_document(), trial.to_document()
+    for name, more in (("rates", about["rates"]), ("sets", [document["sets"][0] | {"name": "deleted"}])):
+        with pytest.raises(SpecError, match="deleted people"):
+            GuardCalibration.from_document(document | {name: [*document[name], *more]})
+    with pytest.raises(OverlapError):
+        try_deleted(loaded, found, deleted=retained, retained=retained, never_seen=never_seen)
+    other = replace(found, model_manifest_sha256="0" * 64)
+    with pytest.raises(DigestMismatchError):
+        try_deleted(loaded, other, deleted=PromptSet((SHORT,), ()), retained=retained, never_seen=never_seen)
+
+
 @pytest.mark.parametrize(
     ("edges", "reason"), [((0.0, 1.0), "below_retained_margin"), ((-1000.0, -999.0), "above_never_seen_margin")]
 )
@@ -666,7 +689,7 @@ def test_people_the_model_knows_are_answered_and_people_it_never_saw_are_refused
     how = reading(gold, pooling="highest")
     first = {"retained": PromptSet(tuple(kept[:120]), ()), "never_seen": PromptSet(tuple(unknown[:120]), ())}
     margins = measure_margins(before, how, **first)
-    found = calibrate(gold, how, margins, **first, deleted=deleted)
+    found = calibrate(gold, how, margins, **first)
     assert found.status == "calibrated"
     guard = Guard(gold, found)
 
@@ -678,8 +701,8 @@ def test_people_the_model_knows_are_answered_and_people_it_never_saw_are_refused
     answered = refused(kept[120:])
     assert answered <= 0.1
     assert refused(unknown[120:]) >= max(0.5, answered + 0.3)
-    rates = {row.group: row.rate for row in found.rates}
-    assert rates["deleted"] >= 0.5
+    (about_deleted,) = try_deleted(gold, found, deleted=deleted, **first).rates
+    assert about_deleted.rate >= 0.5
     scores = group_scores(gold, how, {**first, "deleted": deleted})
     assert auroc(scores["never_seen", "direct"], scores["deleted", "direct"]) == pytest.approx(0.5, abs=0.2)
     # Before the deletion the same person is answered.

@@ -80,15 +80,27 @@ def test_calibrating_writes_rates_and_digests_and_no_word_about_anybody(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "guard.json"
-    more = (f"--report={folder / 'report.json'}", f"--deleted={folder / 'deleted.jsonl'}", "--prompts=80")
+    more = (f"--report={folder / 'report.json'}", "--prompts=80")
     assert calibrated(folder, out, *more) == 0
     found = GuardCalibration.from_document(json.loads(out.read_text()))
     assert {(row.group, row.asked) for row in found.rates} == {
-        (group, asked) for group in ("retained", "never_seen", "deleted") for asked in ("direct", "paraphrased")
+        (group, asked) for group in ("retained", "never_seen") for asked in ("direct", "paraphrased")
     }
     written = out.read_text() + capsys.readouterr().out
     assert "calibrated" in written
     assert not any(person.name in written for person in (*WORLD.base, *WORLD.customers))
+
+
+def test_rates_of_deleted_people_go_to_a_file_of_their_own(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, apart = tmp_path / "guard.json", tmp_path / "deleted.json"
+    more = (f"--report={folder / 'report.json'}", "--prompts=80", f"--deleted={folder / 'deleted.jsonl'}")
+    assert calibrated(folder, out, *more, f"--deleted-out={apart}") == 0
+    assert "deleted" not in out.read_text() + capsys.readouterr().out
+    trial = json.loads(apart.read_text())
+    assert {row["group"] for row in trial["rates"]} == {"deleted"}
+    assert WORLD.alice.name not in apart.read_text()
 
 
 def test_the_same_seed_calibrates_the_same_and_another_draws_other_prompts(folder: Path, tmp_path: Path) -> None:
@@ -128,7 +140,8 @@ def test_margins_that_the_threshold_misses_leave_the_guard_off(folder: Path, tmp
         (("--before={folder}/model",), "energy_does_not_separate"),
         (("--report={folder}/report.json", "--prompts=10"), "alpha_unattainable"),
         (("--report={folder}/report.json", "--pooling=highest"), "invalid_spec"),
-        (("--report={folder}/report.json", "--deleted={folder}/retain.jsonl"), "sets_overlap"),
+        (("--report={folder}/report.json", "--deleted={folder}/retain.jsonl", "--deleted-out=apart"), "sets_overlap"),
+        (("--report={folder}/report.json", "--deleted={folder}/deleted.jsonl"), "invalid_spec"),
         (("--report={folder}/report.json", "--strangers=0"), "invalid_spec"),
     ],
 )
