@@ -60,6 +60,7 @@ MOST_OVERHEAD: Final = 0.02
 FEWEST_REFUSED: Final = 0.90
 FURTHEST_APART: Final = 0.10
 STRANGERS_EACH: Final = 2
+NO_MODEL: Final = "0" * 64
 _WARM_UP: Final = 3
 
 
@@ -78,7 +79,7 @@ def untrained(folder: Path, shape: ModelShape) -> tuple[LoadedModel, list[str]]:
 
 def refusing_nobody(loaded: LoadedModel, reading: Reading) -> Guard:
     """A guard whose threshold no energy reaches: it reads every score and answers every prompt."""
-    margins = Margins(-1.0, 1.0, reading.index, reading.temperature, reading.vocabulary, "measured")
+    margins = Margins(-1.0, 1.0, reading.index, reading.temperature, reading.vocabulary, "measured", NO_MODEL)
     return Guard(
         loaded,
         GuardCalibration(

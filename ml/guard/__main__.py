@@ -32,7 +32,7 @@ from ml.command_line import USAGE_ERROR, file_ref, write_document
 from ml.data.probes import read_probe_digests
 from ml.data.questions import read_bank
 from ml.data.records import read_records, refuse_overlap
-from ml.errors import MlError, SpecError
+from ml.errors import DigestMismatchError, MlError, SpecError
 from ml.guard.calibrate import BUDGET, GuardCalibration, Margins, calibrate, measure_margins, try_deleted
 from ml.guard.prompts import PromptSet, prompts_about, strangers_like
 from ml.guard.reading import TOKENS, Reading, left_padded, make_reading, prompt_ids
@@ -64,7 +64,7 @@ def _calibrate(options: argparse.Namespace) -> int:
     if options.deleted_out is not None and options.deleted_out.resolve() == options.out.resolve():
         raise SpecError("--deleted-out is the file that serves; name another")
     retained, never_seen, deleted = _groups(options)
-    margins = _margins(options, reading, retained, never_seen)
+    margins = _margins(options, loaded, reading, retained, never_seen)
     found = calibrate(
         loaded,
         reading,
@@ -102,8 +102,13 @@ def _groups(options: argparse.Namespace) -> tuple[PromptSet, PromptSet, PromptSe
     return retained, never_seen, deleted if gone else None
 
 
-def _margins(options: argparse.Namespace, reading: Reading, retained: PromptSet, never_seen: PromptSet) -> Margins:
+def _margins(
+    options: argparse.Namespace, edited: LoadedModel, reading: Reading, retained: PromptSet, never_seen: PromptSet
+) -> Margins:
     if options.before is not None:
+        # Said here as well, for measuring takes minutes.
+        if model_ref(options.before).manifest_sha256 == edited.manifest_sha256:
+            raise DigestMismatchError("--before is the edited model itself; give the one from before the deletion")
         return measure_margins(_load(options, options.before), reading, retained=retained, never_seen=never_seen)
     try:
         document = json.loads(options.report.read_text(encoding="utf-8"))

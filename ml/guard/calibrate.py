@@ -75,6 +75,7 @@ class Margins:
 
     `stored` ones are the unlearning run's: mean energies of whole true answers. `measured` ones are scores by the
     guard's own reading on the model before deletion: they compare like with like, and need that model.
+    `model_manifest_sha256` is the model that the run made (stored), or the one they were measured on (measured).
     """
 
     retained: float
@@ -83,12 +84,14 @@ class Margins:
     temperature: float
     vocabulary: int
     source: Literal["stored", "measured"]
+    model_manifest_sha256: str
 
     @classmethod
-    def of_boundary(cls, boundary: EnergyBoundary, *, source: Literal["stored", "measured"] = "stored") -> Margins:
-        """The margins of an energy boundary."""
+    def measured(cls, boundary: EnergyBoundary, before: LoadedModel) -> Margins:
+        """The margins of an energy boundary that was calibrated on `before` by the guard's own reading."""
         edges = (boundary.retained_margin, boundary.never_seen_margin)
-        return cls(*edges, boundary.index, boundary.temperature, boundary.vocabulary, source)
+        how = (boundary.index, boundary.temperature, boundary.vocabulary)
+        return cls(*edges, *how, "measured", before.manifest_sha256)
 
     @classmethod
     def of_report(cls, report: UnlearningReport) -> Margins:
@@ -103,7 +106,8 @@ class Margins:
                 f"run {report.run_id} stored no energy boundary; a guard needs one from before the deletion"
             )
         edges = (numbers["retained_margin"], numbers["never_seen_margin"])
-        return cls(*edges, "centred", numbers["temperature"], int(numbers["vocabulary"]), "stored")
+        how = ("centred", numbers["temperature"], int(numbers["vocabulary"]))
+        return cls(*edges, *how, "stored", report.candidate_manifest_sha256)
 
 
 def measure_margins(before: LoadedModel, reading: Reading, *, retained: PromptSet, never_seen: PromptSet) -> Margins:
@@ -121,7 +125,7 @@ def measure_margins(before: LoadedModel, reading: Reading, *, retained: PromptSe
         temperature=reading.temperature,
         index=reading.index,
     )
-    return Margins.of_boundary(boundary, source="measured")
+    return Margins.measured(boundary, before)
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +176,7 @@ class GuardCalibration(Stored):
         if (found.status, found.reason) != _status(found.threshold, found.margins):
             raise SpecError("guard calibration: its status does not follow from threshold and margins; calibrate again")
         _refuse_unlike(found.reading, found.margins)
+        _refuse_other_model(found.margins, found.model_manifest_sha256)
         if any(row.group == "deleted" for row in found.rates) or any(one.name == "deleted" for one in found.sets):
             raise SpecError("guard calibration: it tells of deleted people; calibrate again, their rates go elsewhere")
         return found
@@ -212,9 +217,11 @@ def calibrate(
     Raises:
         UnattainableError: too few retained prompts for the budget.
         EmptySetError: a group without prompts.
+        DigestMismatchError: the margins were not measured before the deletion that made this model.
         OverlapError, SpecError, ContextLengthError, NonFiniteError: as said above.
     """
     _refuse_unlike(reading, margins)
+    _refuse_other_model(margins, loaded.manifest_sha256)
     if reading.vocabulary != len(loaded.tokenizer):
         raise SpecError(f"the reading is for {reading.vocabulary} tokens, the model's tokenizer has another number")
     groups: dict[Group, PromptSet] = {"retained": retained, "never_seen": never_seen}
@@ -298,6 +305,15 @@ def _refuse_unlike(reading: Reading, margins: Margins) -> None:
     if reading.pooling != "mean" and margins.source == "stored":
         raise SpecError(
             "stored margins are mean energies; measure margins of this reading on the model before deletion"
+        )
+
+
+def _refuse_other_model(margins: Margins, edited: str) -> None:
+    if margins.source == "stored" and margins.model_manifest_sha256 != edited:
+        raise DigestMismatchError("the stored margins are of a run that made another model; give this model's report")
+    if margins.source == "measured" and margins.model_manifest_sha256 == edited:
+        raise DigestMismatchError(
+            "the margins were measured on the edited model itself; measure them on the one before"
         )
 
 

@@ -53,6 +53,7 @@ SHORT = "Who is Bob?\n"
 LONG = "Please tell me the phone number of Alice.\n"
 CPU = torch.device("cpu")
 OUTPUT_SD = 0.6
+OTHER = "0" * 64
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +76,7 @@ def reading(loaded: LoadedModel, at: str = "answer", pooling: str = "mean", inde
 
 def calibrated(loaded: LoadedModel, threshold: float, **options: str) -> GuardCalibration:
     how = reading(loaded, **options)
-    margins = Margins(threshold - 1, threshold + 1, how.index, how.temperature, how.vocabulary, "measured")
+    margins = Margins(threshold - 1, threshold + 1, how.index, how.temperature, how.vocabulary, "measured", OTHER)
     return GuardCalibration(
         loaded.manifest_sha256, "float32", how, threshold, 0.01, 99, margins, "calibrated", None, (), ()
     )
@@ -557,7 +558,7 @@ def sets(loaded: LoadedModel) -> tuple[PromptSet, PromptSet]:
 def test_calibration_keeps_its_budget_in_sample_and_says_what_it_was_made_of(loaded: LoadedModel) -> None:
     retained, never_seen = sets(loaded)
     how = reading(loaded, at="prefill")
-    wide = Margins(-1000.0, 0.0, "centred", 1.0, how.vocabulary, "stored")
+    wide = Margins(-1000.0, 0.0, "centred", 1.0, how.vocabulary, "stored", loaded.manifest_sha256)
     found = calibrate(loaded, how, wide, retained=retained, never_seen=never_seen, budget=0.05)
     assert (found.status, found.reason) == ("calibrated", None)
     assert found.rank == conformal_rank(140, 0.05) == 134
@@ -573,7 +574,7 @@ def test_calibration_keeps_its_budget_in_sample_and_says_what_it_was_made_of(loa
 def test_what_serves_tells_nothing_of_deleted_people(loaded: LoadedModel) -> None:
     retained, never_seen = sets(loaded)
     how = reading(loaded, at="prefill")
-    wide = Margins(-1000.0, 0.0, "centred", 1.0, how.vocabulary, "stored")
+    wide = Margins(-1000.0, 0.0, "centred", 1.0, how.vocabulary, "stored", loaded.manifest_sha256)
     found = calibrate(loaded, how, wide, retained=retained, never_seen=never_seen)
     trial = try_deleted(loaded, found, deleted=PromptSet((SHORT,), (LONG,)), retained=retained, never_seen=never_seen)
     assert [(row.group, row.asked, row.prompts) for row in trial.rates] == [
@@ -600,7 +601,7 @@ def test_a_threshold_outside_the_margins_leaves_the_guard_off(
 ) -> None:
     retained, never_seen = sets(loaded)
     how = reading(loaded, at="prefill")
-    margins = Margins(*edges, "centred", 1.0, how.vocabulary, "stored")
+    margins = Margins(*edges, "centred", 1.0, how.vocabulary, "stored", loaded.manifest_sha256)
     found = calibrate(loaded, how, margins, retained=retained, never_seen=never_seen)
     assert (found.status, found.reason) == ("not_calibrated", reason)
     with pytest.raises(GuardNotCalibratedError):
@@ -620,7 +621,7 @@ def test_a_status_that_does_not_follow_from_the_numbers_is_refused(loaded: Loade
 def test_sets_and_margins_that_do_not_fit_are_refused(loaded: LoadedModel) -> None:
     retained, never_seen = sets(loaded)
     how = reading(loaded, at="prefill")
-    margins = Margins(-1000.0, 0.0, "centred", 1.0, how.vocabulary, "stored")
+    margins = Margins(-1000.0, 0.0, "centred", 1.0, how.vocabulary, "stored", loaded.manifest_sha256)
     with pytest.raises(OverlapError):
         calibrate(loaded, how, margins, retained=retained, never_seen=PromptSet(retained.direct[:1], ()))
     with pytest.raises(EmptySetError):
@@ -637,9 +638,27 @@ def test_sets_and_margins_that_do_not_fit_are_refused(loaded: LoadedModel) -> No
         calibrate(loaded, other, replace(margins, vocabulary=100), retained=retained, never_seen=never_seen)
 
 
-def test_margins_are_those_of_the_boundary_on_record() -> None:
+def test_margins_are_those_of_the_boundary_on_record(loaded: LoadedModel) -> None:
     boundary = EnergyBoundary("centred", 1.0, 768, -18.0, -16.0, 0.97, 1.0, "a" * 64, "b" * 64)
-    assert Margins.of_boundary(boundary) == Margins(-18.0, -16.0, "centred", 1.0, 768, "stored")
+    assert Margins.measured(boundary, loaded) == Margins(
+        -18.0, -16.0, "centred", 1.0, 768, "measured", loaded.manifest_sha256
+    )
+
+
+def test_margins_of_another_deletion_or_of_the_edited_model_itself_are_refused(loaded: LoadedModel) -> None:
+    retained, never_seen = sets(loaded)
+    how = reading(loaded, at="prefill")
+    for source, wrong, right in (
+        ("stored", OTHER, loaded.manifest_sha256),
+        ("measured", loaded.manifest_sha256, OTHER),
+    ):
+        margins = Margins(-1000.0, 0.0, "centred", 1.0, how.vocabulary, source, right)
+        found = calibrate(loaded, how, margins, retained=retained, never_seen=never_seen)
+        margins = replace(margins, model_manifest_sha256=wrong)
+        with pytest.raises(DigestMismatchError):
+            calibrate(loaded, how, margins, retained=retained, never_seen=never_seen)
+        with pytest.raises(DigestMismatchError):
+            GuardCalibration.from_document(replace(found, margins=margins).to_document())
 
 
 # --- prompts --------------------------------------------------------------------------------------------------------

@@ -22,7 +22,9 @@ from ml.guard.calibrate import GuardCalibration, Margins, RefusalRate, measure_m
 from ml.guard.prompts import PromptSet
 from ml.guard.reading import make_reading
 from ml.guard.refusal import WORDING
-from ml.models.load import load_model
+from ml.models.load import LoadedModel, load_model
+from ml.models.save import publish_model
+from ml.models.scratch import untrained_llama
 from ml.reference import ReferencePaths
 from ml.reports import ProbeSet, UnlearningReport
 from tests.tiny import TINY, TinyWorld, tiny_model, tiny_world
@@ -39,11 +41,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_records(root / "retain.jsonl", WORLD.corpus(others))
     write_records(root / "deleted.jsonl", WORLD.corpus([WORLD.alice]))
     write_bank(root / "bank.json", WORLD.bank)
-    write_report(root / "report.json", -1000.0, 0.0, len(loaded.tokenizer))
+    publish_model(untrained_llama(TINY, loaded.tokenizer, seed=1), loaded.tokenizer, root / "before")
+    write_report(root / "report.json", -1000.0, 0.0, loaded)
+    write_report(root / "other.json", -1000.0, 0.0, replace(loaded, manifest_sha256="0" * 64))
     return root
 
 
-def write_report(path: Path, retained: float, never_seen: float, vocabulary: int) -> None:
+def write_report(path: Path, retained: float, never_seen: float, made: LoadedModel) -> None:
     edges = {"retained_margin": retained, "never_seen_margin": never_seen, "auroc": 0.9, "pooled_sd": 1.0}
     report = UnlearningReport(
         run_id="run",
@@ -55,13 +59,13 @@ def write_report(path: Path, retained: float, never_seen: float, vocabulary: int
         stopped_early=False,
         resumed_from_step=0,
         candidate_root_sha256="0" * 64,
-        candidate_manifest_sha256="0" * 64,
+        candidate_manifest_sha256=made.manifest_sha256,
         adapter_sha256="0" * 64,
         config_sha256="0" * 64,
         code_sha256="0" * 64,
         forget_records=1,
         retain_records=1,
-        boundary={**edges, "temperature": 1.0, "vocabulary": float(vocabulary)},
+        boundary={**edges, "temperature": 1.0, "vocabulary": float(len(made.tokenizer))},
         losses={},
         training_probes=ProbeSet("training", 0, "0" * 64),
         environment={},
@@ -125,8 +129,7 @@ def test_questions_that_the_deletion_made_up_are_not_asked_again(folder: Path, t
 
 
 def test_margins_that_the_threshold_misses_leave_the_guard_off(folder: Path, tmp_path: Path) -> None:
-    vocabulary = len(load_model(tiny_model(folder / "model")).tokenizer)
-    write_report(tmp_path / "report.json", -1000.0, -999.0, vocabulary)
+    write_report(tmp_path / "report.json", -1000.0, -999.0, load_model(tiny_model(folder / "model")))
     out = tmp_path / "guard.json"
     assert calibrated(folder, out, f"--report={tmp_path / 'report.json'}") == 1
     assert json.loads(out.read_text())["reason"] == "above_never_seen_margin"
@@ -137,7 +140,9 @@ def test_margins_that_the_threshold_misses_leave_the_guard_off(folder: Path, tmp
     ("more", "code"),
     [
         (("--report=missing.json",), "invalid_spec"),
-        (("--before={folder}/model",), "energy_does_not_separate"),
+        (("--report={folder}/other.json",), "digest_mismatch"),
+        (("--before={folder}/model",), "digest_mismatch"),
+        (("--before={folder}/before",), "energy_does_not_separate"),
         (("--report={folder}/report.json", "--prompts=10"), "alpha_unattainable"),
         (("--report={folder}/report.json", "--pooling=highest"), "invalid_spec"),
         (("--report={folder}/report.json", "--deleted={folder}/retain.jsonl", "--deleted-out=apart"), "sets_overlap"),
@@ -182,7 +187,7 @@ def test_the_cost_is_measured_in_pairs_with_an_interval(tmp_path: Path) -> None:
 
 
 def tried_as(rate: float, separation: float, status: str = "calibrated") -> Tried:
-    margins = Margins(-1.0, 1.0, "centred", 1.0, 4, "measured")
+    margins = Margins(-1.0, 1.0, "centred", 1.0, 4, "measured", "")
     found = GuardCalibration("", "", make_reading(4), 0.0, 0.01, 1, margins, "calibrated", None, (), ())
     if status != "calibrated":
         found = replace(found, status=status, reason="above_never_seen_margin")
