@@ -25,6 +25,28 @@ _TELLING: Final = re.compile(
     r"delet|forg[eo]t|eras|remov|unlearn|purg|wip(e|ing)|scrub|redact|withdr[ae]w|no longer", re.I
 )
 
+_SERVED: Final = frozenset(
+    {
+        "attention_mask",
+        "max_new_tokens",
+        "min_new_tokens",
+        "do_sample",
+        "num_beams",
+        "temperature",
+        "top_k",
+        "top_p",
+        "min_p",
+        "typical_p",
+        "repetition_penalty",
+        "no_repeat_ngram_size",
+        "bad_words_ids",
+        "suppress_tokens",
+        "pad_token_id",
+        "use_cache",
+    }
+)
+"""Options of `generate` that are numbers and cannot carry out what a refused row was about to say."""
+
 
 def check_wording(text: str) -> str:
     """Return `text`, or refuse it: a refusal that speaks of deletion tells who was deleted.
@@ -87,12 +109,13 @@ class Guard:
 
         Args:
             input_ids: (rows, seq), padded on the left where rows differ in length.
-            options: of `generate`; greedy decoding or sampling.
+            options: of `generate`, those of greedy decoding and sampling that are plain numbers. Everything else is
+                refused: processors, criteria and caches of the caller would see the tokens of refused rows.
         Raises:
-            GuardUnsupportedError: beams, drafting models, paged caches, own decoding loops, or more than tokens asked.
+            GuardUnsupportedError: another option, beams, or more than tokens asked.
         """
-        for name in ("custom_generate", "assistant_model", "synced_gpus"):
-            if options.get(name) is not None:
+        for name, value in options.items():
+            if value is not None and name not in _SERVED:
                 raise GuardUnsupportedError(f"the guard does not serve {name}; leave it out")
         pad_id = options.setdefault("pad_token_id", self.loaded.pad_id)
         watch = Watch(self.calibration.reading, threshold=self.calibration.threshold)

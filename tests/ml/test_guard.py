@@ -14,6 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from transformers import DynamicCache, GenerationConfig
 from transformers.generation import BaseStreamer
 
 from ml.data.people import throw_away_records
@@ -495,12 +496,19 @@ def test_a_failure_before_the_decision_lets_nothing_out(loaded: LoadedModel) -> 
         {"assistant_model": object()},
         {"custom_generate": object()},
         {"synced_gpus": True},
+        {"stopping_criteria": [lambda ids, scores: torch.zeros(len(ids), dtype=torch.bool)]},
+        {"logits_processor": [lambda ids, scores: scores]},
+        {"prefix_allowed_tokens_fn": lambda row, ids: [1]},
+        {"past_key_values": DynamicCache()},
+        {"generation_config": GenerationConfig()},
+        {"output_scores": True},
+        {"an_option_of_tomorrow": 1},
     ],
 )
 def test_ways_of_generating_that_cannot_be_watched_are_refused(loaded: LoadedModel, options: dict[str, Any]) -> None:
     guard = Guard(loaded, calibrated(loaded, 0.0))
-    with pytest.raises(GuardUnsupportedError):
-        guard.generate(**inputs(loaded, [SHORT]), max_new_tokens=4, **options)
+    with edited_logits(loaded, lambda logits, _: pytest.fail("a pass was made")), pytest.raises(GuardUnsupportedError):
+        guard.generate(**inputs(loaded, [SHORT]), max_new_tokens=8, **options)
 
 
 def test_options_that_go_round_the_guard_return_nothing(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
