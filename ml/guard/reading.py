@@ -1,7 +1,9 @@
 """How foreign a prompt is to a model, read from the logits of the answer that is being generated: no pass is added.
 
 The score pools the energies of the first answer tokens, from what the model says before any processor, temperature or
-cut. None of those may enter it: they are the caller's settings, and the threshold is not.
+cut: they are the caller's settings, and the threshold is not. A score read at `prefill` depends on none of them. One
+read over the answer does by one way: they choose the tokens, and the model says what follows those. The threshold is
+calibrated with greedy answers, so for sampled ones its budget is not proven.
 """
 
 from __future__ import annotations
@@ -67,8 +69,10 @@ class Watch:
     """One call of `generate`, watched: reads the score of each row and ends the rows that lie above `threshold`.
 
     Hand it to `generate` as `custom_generate`, once. It runs the library's own loop for greedy decoding and sampling,
-    with two wrappers around what that loop calls at each step; after the first `reading.tokens` steps they do nothing.
-    A row that ends earlier is decided by the tokens it has. A score that is no number lies above every threshold.
+    with two wrappers around what that loop calls at each step; after the first `reading.tokens` steps they do nothing,
+    unless a row held no number.
+    A row whose answer ends earlier is decided by the tokens it has, as in calibration; a limit of the caller that would
+    end it earlier is refused. A score that is no number lies above every threshold.
 
     `scores` (rows,) float32, NaN before the decision, and `refused` (rows,) bool are there once `generate` has begun;
     every row is decided when `is_open` is False or generation ended. `streamer` gets tokens as from `generate`.
@@ -95,16 +99,18 @@ class Watch:
         """Decode; called by `generate`. Returns prompt and answer ids, those of refused rows included.
 
         Raises:
-            GuardUnsupportedError: the call searches beams, drafts by another model or returns more than tokens; or it
-                is the second.
+            GuardUnsupportedError: the call searches beams, drafts by another model, returns more than tokens or may
+                stop before the reading is complete; or it is the second.
         """
         if self._started:
             raise GuardUnsupportedError("a watch serves one call; make another for the next")
         _refuse_other_modes(model, generation_config)
+        _refuse_shorter_limits(generation_config, input_ids.shape[1], self.reading.tokens)
         rows, device = len(input_ids), input_ids.device
         self.prompt_length = input_ids.shape[1]
         self.refused = torch.zeros(rows, dtype=torch.bool, device=device)
         self.scores = torch.full((rows,), math.nan, device=device)
+        self._broken = torch.zeros(rows, dtype=torch.bool, device=device)
         self._undecided = torch.ones(rows, dtype=torch.bool, device=device)
         self._started = True
         if self.streamer is not None:
@@ -124,13 +130,19 @@ class Watch:
         """True once `generate` has called it."""
         return self._started
 
-    def read(self, logits: Tensor) -> None:
-        """Keep what the model says at this step: (rows, vocabulary rows), raw.
+    def read(self, logits: Tensor) -> Tensor:
+        """Keep what the model says at this step: (rows, vocabulary rows), raw; return it fit for choosing a token.
 
-        A copy, for processors may write into what they are given; energies of all steps together cost little more
-        than those of one.
+        A copy is kept, for processors may write into what they are given; energies of all steps together cost little
+        more than those of one. A row that holds no number at some step will be refused: it goes on with zeros, or
+        sampling would fail for the whole batch.
         """
-        self._said.append(logits[:, : self.reading.vocabulary].clone())
+        if self.is_open:
+            said = logits[:, : self.reading.vocabulary]
+            self._said.append(said.clone())
+            self._broken = self._broken | ~torch.isfinite(said).all(dim=-1)
+            return logits.masked_fill(self._broken[:, None], 0.0)
+        return logits.masked_fill((self._broken | self.refused)[:, None], 0.0) if self._any_broken else logits
 
     def settle(self, ended: Tensor) -> Tensor:
         """Decide the rows that have just ended, or all of them when the reading is complete.
@@ -144,7 +156,8 @@ class Watch:
         if self.is_open and not bool(ended.any()):
             return ended
         decided = self._undecided & ended if self.is_open else self._undecided
-        pooled = self.reading.pooled(torch.stack(self._said, dim=1))
+        pooled = self.reading.pooled(torch.stack(self._said, dim=1)).masked_fill(self._broken, math.nan)
+        self._any_broken = bool(self._broken.any())
         self.scores = torch.where(decided, pooled, self.scores)
         self.refused = self.refused | (decided & ~(pooled <= self.threshold))
         self._undecided = self._undecided & ~decided
@@ -162,9 +175,7 @@ class _ReadFirst(LogitsProcessorList):
         self._watch = watch
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **options: Any) -> Tensor:
-        if self._watch.is_open:
-            self._watch.read(scores)
-        return super().__call__(input_ids, scores, **options)
+        return super().__call__(input_ids, self._watch.read(scores), **options)
 
 
 class _EndRefused(StoppingCriteriaList):
@@ -190,6 +201,15 @@ def _refuse_other_modes(model: Any, config: GenerationConfig) -> None:
     if config.return_dict_in_generate:
         # Scores, states and cache would tell what a refused row was about to say.
         raise GuardUnsupportedError("the guard returns tokens alone; leave return_dict_in_generate off")
+
+
+def _refuse_shorter_limits(config: GenerationConfig, prompt: int, tokens: int) -> None:
+    if config.max_length - prompt < tokens:
+        raise GuardUnsupportedError(
+            f"the guard decides by {tokens} answer tokens; allow so many, or calibrate it with --read-at prefill"
+        )
+    if config.max_time is not None:
+        raise GuardUnsupportedError("max_time may end an answer before the guard has read it; leave it unset")
 
 
 def prompt_ids(tokenizer: Any, prompts: Sequence[str]) -> list[list[int]]:

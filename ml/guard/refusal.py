@@ -103,7 +103,8 @@ class Guard:
     def generate(self, input_ids: Tensor, *, streamer: BaseStreamer | None = None, **options: Any) -> GuardedAnswers:
         """Answer by the model's own `generate`, or refuse, row by row; the model does no pass more than without.
 
-        A refused row holds the prompt, the wording and the end token, whole even where `max_new_tokens` is shorter;
+        A refused row holds the prompt, the wording and the end token, whole even where `max_new_tokens` is shorter
+        (which may not be less than the reading takes);
         its generation stops at once, and the other rows are what they would have been. A stream is held back until
         every row is decided.
 
@@ -112,7 +113,7 @@ class Guard:
             options: of `generate`, those of greedy decoding and sampling that are plain numbers. Everything else is
                 refused: processors, criteria and caches of the caller would see the tokens of refused rows.
         Raises:
-            GuardUnsupportedError: another option, beams, or more than tokens asked.
+            GuardUnsupportedError: another option, beams, or fewer answer tokens than the reading takes.
         """
         for name, value in options.items():
             if value is not None and name not in _SERVED:

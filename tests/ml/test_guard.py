@@ -322,11 +322,11 @@ def test_a_guard_that_refuses_nobody_changes_nothing(loaded: LoadedModel) -> Non
     assert torch.equal(answers.sequences, plain(loaded, [SHORT, LONG], max_new_tokens=20, do_sample=False))
 
 
-@pytest.mark.parametrize("new_tokens", [1, 3, 40])
+@pytest.mark.parametrize(("at", "new_tokens"), [("prefill", 1), ("prefill", 3), ("answer", 8), ("answer", 40)])
 def test_refusals_are_byte_identical_whoever_is_asked_about_and_however_short_answers_may_be(
-    loaded: LoadedModel, new_tokens: int
+    loaded: LoadedModel, at: str, new_tokens: int
 ) -> None:
-    guard = Guard(loaded, calibrated(loaded, -1000.0))
+    guard = Guard(loaded, calibrated(loaded, -1000.0, at=at))
     texts = set()
     for prompt in (SHORT, LONG):
         given = inputs(loaded, [prompt])
@@ -399,8 +399,29 @@ def test_a_watch_serves_one_call(loaded: LoadedModel) -> None:
 
 def test_a_score_that_is_no_number_is_refused(loaded: LoadedModel) -> None:
     with edited_logits(loaded, lambda logits, _: logits * math.nan):
-        answers = Guard(loaded, calibrated(loaded, 0.0)).generate(**inputs(loaded, [SHORT]), max_new_tokens=4)
+        answers = Guard(loaded, calibrated(loaded, 0.0)).generate(**inputs(loaded, [SHORT]), max_new_tokens=8)
     assert answers.refused == (True,)
+
+
+@pytest.mark.parametrize("index", ["centred", "raw"])
+@pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("first", [0, 5])
+def test_a_row_of_no_numbers_is_refused_and_sampling_goes_on_for_the_others(
+    loaded: LoadedModel, index: str, broken: float, first: int
+) -> None:
+    def breaks(logits: Tensor, number: int) -> Tensor:
+        if number >= first:
+            logits[0] = broken
+        return logits
+
+    options: dict[str, Any] = {"max_new_tokens": 20, "do_sample": True, "top_k": 1}
+    free = plain(loaded, [SHORT, LONG], **options)
+    with edited_logits(loaded, breaks):
+        answers = Guard(loaded, calibrated(loaded, 1000.0, index=index)).generate(
+            **inputs(loaded, [SHORT, LONG]), **options
+        )
+    assert answers.refused == (True, False)
+    assert torch.equal(answers.sequences[1], free[1])
 
 
 @pytest.mark.parametrize("at", ["prefill", "answer"])
@@ -449,8 +470,7 @@ class Recorder(BaseStreamer):
         return logits
 
 
-@pytest.mark.parametrize("at", ["prefill", "answer"])
-@pytest.mark.parametrize("new_tokens", [3, 30])
+@pytest.mark.parametrize(("at", "new_tokens"), [("prefill", 3), ("prefill", 30), ("answer", 8), ("answer", 30)])
 def test_no_token_leaves_before_the_decision_and_the_stream_is_the_answer(
     loaded: LoadedModel, at: str, new_tokens: int
 ) -> None:
@@ -502,6 +522,9 @@ def test_a_failure_before_the_decision_lets_nothing_out(loaded: LoadedModel) -> 
         {"past_key_values": DynamicCache()},
         {"generation_config": GenerationConfig()},
         {"output_scores": True},
+        {"max_time": 60.0},
+        {"stop_strings": ["."]},
+        {"eos_token_id": 5},
         {"an_option_of_tomorrow": 1},
     ],
 )
@@ -509,6 +532,19 @@ def test_ways_of_generating_that_cannot_be_watched_are_refused(loaded: LoadedMod
     guard = Guard(loaded, calibrated(loaded, 0.0))
     with edited_logits(loaded, lambda logits, _: pytest.fail("a pass was made")), pytest.raises(GuardUnsupportedError):
         guard.generate(**inputs(loaded, [SHORT]), max_new_tokens=8, **options)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"max_new_tokens": 7},
+        {"max_new_tokens": 20, "max_time": 0.1},
+        {"max_length": 20},
+    ],
+)
+def test_limits_that_may_end_the_reading_early_are_refused(loaded: LoadedModel, settings: dict[str, Any]) -> None:
+    with pytest.raises(GuardUnsupportedError, match="read|answer"):
+        plain(loaded, [LONG], custom_generate=Watch(reading(loaded)), **settings)
 
 
 def test_options_that_go_round_the_guard_return_nothing(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
