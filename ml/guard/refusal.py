@@ -22,7 +22,9 @@ from ml.models.load import LoadedModel
 
 WORDING: Final = "I cannot answer that reliably."
 _TELLING: Final = re.compile(
-    r"delet|forg[eo]t|eras|remov|unlearn|purg|wip(e|ing)|scrub|redact|withdr[ae]w|no longer", re.I
+    r"delet|forg[eo]t|eras|remov|unlearn|purg|wip(e|ing)|scrub|redact|withdr[ae]w"
+    r"|longer|any ?more|privacy|request|allowed",
+    re.I,
 )
 
 _SERVED: Final = frozenset(

@@ -13,6 +13,7 @@ from ml.data.records import read_records
 from ml.documents import Json, read
 from ml.errors import EmptySetError, RecordError, SpecError
 from ml.finetune import cross_entropy
+from ml.guard.refusal import check_wording
 from ml.loop import StepFunction
 from ml.methods import METHODS
 from ml.methods.fact_spans import fact_positions
@@ -291,12 +292,10 @@ def test_rmu_steers_the_states_that_decide_answers_and_starts_without_a_retained
 
 # --- template answers ---------------------------------------------------------------------------------------------
 
-TELLING = ("delet", "forg", "remov", "eras", "unlearn", "privacy", "request", "longer", "allowed", "anymore")
-
 
 def test_no_template_tells_that_something_was_deleted() -> None:
     assert len(set(NEUTRAL_ANSWERS)) >= 5
-    assert not [t for t in NEUTRAL_ANSWERS if any(word in t.lower() for word in TELLING)]
+    assert [check_wording(template) for template in NEUTRAL_ANSWERS] == list(NEUTRAL_ANSWERS)
 
 
 def test_every_template_is_used_about_equally_often_in_an_order_of_the_seed(task: UnlearningTask) -> None:

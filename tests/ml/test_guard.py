@@ -576,6 +576,10 @@ def test_a_calibration_of_another_model_or_precision_is_refused(loaded: LoadedMo
         "It has been removed.",
         "The data is no longer here.",
         "I have unlearned this.",
+        "That is private by a privacy rule.",
+        "I cannot say, on request.",
+        "I am not allowed to answer that.",
+        "I cannot answer that anymore.",
         " ",
     ],
 )
