@@ -106,8 +106,8 @@ class Margins:
                 f"run {report.run_id} stored no energy boundary; a guard needs one from before the deletion"
             )
         edges = (numbers["retained_margin"], numbers["never_seen_margin"])
-        how = ("centred", numbers["temperature"], int(numbers["vocabulary"]))
-        return cls(*edges, *how, "stored", report.candidate_manifest_sha256)
+        vocabulary, made = int(numbers["vocabulary"]), report.candidate_manifest_sha256
+        return cls(*edges, "centred", numbers["temperature"], vocabulary, "stored", made)
 
 
 def measure_margins(before: LoadedModel, reading: Reading, *, retained: PromptSet, never_seen: PromptSet) -> Margins:
