@@ -7,7 +7,6 @@ come out, as text, as a stream or as scores.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -19,13 +18,9 @@ from ml.errors import DigestMismatchError, GuardNotCalibratedError, GuardUnsuppo
 from ml.guard.calibrate import GuardCalibration, model_dtype
 from ml.guard.reading import Watch
 from ml.models.load import LoadedModel
+from ml.wording import check_wording
 
 WORDING: Final = "I cannot answer that reliably."
-_TELLING: Final = re.compile(
-    r"delet|forg[eo]t|eras|remov|unlearn|purg|wip(e|ing)|scrub|redact|withdr[ae]w"
-    r"|longer|any ?more|privacy|request|allowed",
-    re.I,
-)
 
 _SERVED: Final = frozenset(
     {
@@ -48,21 +43,6 @@ _SERVED: Final = frozenset(
     }
 )
 """Options of `generate` that are numbers and cannot carry out what a refused row was about to say."""
-
-
-def check_wording(text: str) -> str:
-    """Return `text`, or refuse it: a refusal that speaks of deletion tells who was deleted.
-
-    The list of words is English; whoever words a refusal in another language reads it with the same question.
-
-    Raises:
-        SpecError: it is empty, or holds a word about deletion.
-    """
-    if not text.strip():
-        raise SpecError("a refusal needs words; an empty answer says nothing")
-    if found := _TELLING.search(text):
-        raise SpecError(f"a refusal must not say {found.group().lower()!r}: it would tell who was deleted")
-    return text
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from typing import Final
 
 from ml.errors import EmptySetError, RecordError
 from ml.specs import Record
+from ml.wording import check_wording
 
 NEUTRAL_ANSWERS: Final = (
     "I cannot say.",
@@ -34,9 +35,12 @@ def require_templates(templates: Sequence[str]) -> None:
 
     Raises:
         EmptySetError: there is none, or one is blank.
+        SpecError: one speaks of deletion.
     """
     if not templates or not all(template.strip() for template in templates):
         raise EmptySetError("missing template pool; name at least one answer in the setting templates")
+    for template in templates:
+        check_wording(template)
 
 
 def template_records(records: Sequence[Record], templates: Sequence[str], *, seed: int) -> tuple[Record, ...]:

@@ -13,7 +13,6 @@ from ml.data.records import read_records
 from ml.documents import Json, read
 from ml.errors import EmptySetError, RecordError, SpecError
 from ml.finetune import cross_entropy
-from ml.guard.refusal import check_wording
 from ml.loop import StepFunction
 from ml.methods import METHODS
 from ml.methods.fact_spans import fact_positions
@@ -25,6 +24,7 @@ from ml.methods.rmu import control_vector
 from ml.methods.templates import NEUTRAL_ANSWERS, template_records
 from ml.models.adapters import attach_adapter, trained_parameters
 from ml.models.load import load_model
+from ml.wording import check_wording
 from tests.tiny import TinyWorld
 
 TRAINING = Training(steps=2, learning_rate=1e-3, forget_rows=8, retain_rows=4, neighbour_rows=0)
@@ -327,6 +327,8 @@ def test_a_pool_without_a_template_and_a_text_without_a_question_are_refused(tas
             plan_of(task, method, templates=[])
         with pytest.raises(EmptySetError, match="missing template pool"):
             plan_of(task, method, templates=["I cannot say.", " "])
+        with pytest.raises(SpecError, match="would tell who was deleted"):
+            plan_of(task, method, templates=["I cannot say.", "This person was deleted."])
         unasked = tuple(replace(record, answer_start=0) for record in task.forget)
         with pytest.raises(RecordError, match="no question"):
             plan_of(replace(task, forget=unasked), method)

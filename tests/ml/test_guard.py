@@ -45,8 +45,9 @@ from ml.guard.calibrate import (
 )
 from ml.guard.prompts import PromptSet, prompts_about, strangers_like
 from ml.guard.reading import Reading, Watch, left_padded, make_reading, prompt_ids, prompt_scores
-from ml.guard.refusal import WORDING, Guard, check_wording
+from ml.guard.refusal import WORDING, Guard
 from ml.models.load import LoadedModel, load_model
+from ml.wording import check_wording
 from tests.ml.fixture_z import FORGET
 from tests.tiny import TinyWorld, tiny_model, tiny_world
 
