@@ -14,10 +14,11 @@ from demo.progress import Screen
 _POLL_S: Final = 0.5
 _READING: Final = ("requests:read", "targets:read", "evidence:read", "certificates:read")
 _REASONS: Final = {"PASS": "all_gates_passed", "FAIL": "evidence_failed"}  # nosec B105
-_WORDS: Final = {
+STAGES: Final = {
     "locate": "searching",
     "unlearn": "unlearning",
     "verify": "attacking",
+    "sweep": "testing earlier deletions again",
     "promote": "promoting",
     "retire": "retiring old weights",
     "dispose": "destroying the payload",
@@ -160,7 +161,7 @@ class Story:
                     raise DemoError(f"the {job['kind']} job failed: {job['last_error']}; see the runner's log")
                 if job["state"] == "leased":
                     how = job["progress"]
-                    title = f"{_WORDS[job['kind']]}: {how['phase']}" if how["phase"] else _WORDS[job["kind"]]
+                    title = f"{STAGES[job['kind']]}: {how['phase']}" if how["phase"] else STAGES[job["kind"]]
                     self.screen.bar(title, how["done"], how["total"])
             time.sleep(_POLL_S)
 

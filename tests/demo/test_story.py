@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 import torch
 
+from deletion_service.targets.statuses import JobKind
 from demo.__main__ import play
 from demo.deployment import DemoError, Deployment
 from demo.progress import Screen
+from demo.story import STAGES
 from ml.data.people import email_of
 from ml.data.records import write_records
 from ml.reference import PRESETS, ReferencePaths, write_newcomers, write_training_source
@@ -128,3 +130,7 @@ def test_a_directory_that_holds_something_else_is_left_alone(tmp_path: Path) -> 
 def test_a_command_that_fails_says_which_and_why(tmp_path: Path) -> None:
     with pytest.raises(DemoError, match="create_staff"):
         Deployment(tmp_path, 1).manage("create_staff", "rhea", "--role", "emperor")
+
+
+def test_every_kind_of_job_has_a_word_for_its_progress_bar() -> None:
+    assert set(STAGES) == set(JobKind.values)
