@@ -21,6 +21,7 @@ import torch
 import transformers
 from torch import nn
 
+from ml.data.collate import encode_records
 from ml.data.probes import probe_digests, probe_set, write_probe_digests
 from ml.data.questions import QuestionBank, read_bank
 from ml.data.records import read_records, refuse_overlap
@@ -31,11 +32,14 @@ from ml.energy import EnergyBoundary
 from ml.errors import DigestMismatchError, RecordError, SpecError
 from ml.files import write_atomically
 from ml.loop import LoopResult, ignore_progress, never_stop, train
-from ml.methods import METHODS, Method, Need, Plan, SharesSteps, UnlearningTask
+from ml.methods import METHODS, Method, Need, Plan, SharesSteps, Training, UnlearningTask
+from ml.methods.attribution import attributed_layers
 from ml.methods.beside import SecondProcess, Share, beside
 from ml.methods.calibration import Calibration, calibrate
+from ml.methods.projection import projected
 from ml.methods.templates import require_templates
 from ml.models.adapters import adapter_sha256, attach_adapter, merge_adapter, trained_parameters
+from ml.models.layers import linear_layer_names
 from ml.models.load import LoadedModel, load_model
 from ml.models.save import partial_directory, publish, save_model
 from ml.reports import UnlearningReport
@@ -96,11 +100,14 @@ def run_unlearning(
     loaded = load_model(spec.model, device=spec.device, dtype=spec.dtype)
     calibration = _calibrate(loaded, inputs, spec)
     boundary = None if calibration is None else calibration.boundary
-    task = _task(loaded, inputs, spec, boundary)
+    task = _task(loaded, inputs, spec, boundary, _chosen_layers(loaded, inputs, spec))
     with _second_process(task, spec, inputs, processes) as second:
         task = replace(task, second=second)
-        plan = inputs.method.plan(task, inputs.settings)
+        plan = _plan(task, inputs)
         result = _train(task, plan, inputs, spec, on_progress, should_stop)
+    if plan.edit is not None:
+        on_progress(Progress("editing weights", 0, 1))
+        plan.edit()
     adapter = adapter_sha256(task.model)
     on_progress(Progress("saving", 0, 1))
     partial = partial_directory(Path(spec.output_dir))
@@ -119,12 +126,19 @@ def _second_process(
     if processes < 2 or spec.device != "cpu" or not isinstance(inputs.method, SharesSteps):
         yield None
         return
-    numbers: dict[str, Json] = {"spec": plain_object(spec), "boundary": plain_object(task.boundary)}
+    layers = None if task.layers is None else list(task.layers)
+    numbers: dict[str, Json] = {
+        "spec": plain_object(spec),
+        "boundary": plain_object(task.boundary),
+        "layers": layers,
+    }
     with beside({**numbers, "threads": torch.get_num_threads()}, trained_parameters(task.model)) as second:
         yield second
 
 
-def kept_share(spec: UnlearningSpec, boundary: EnergyBoundary) -> tuple[list[nn.Parameter], Share]:
+def kept_share(
+    spec: UnlearningSpec, boundary: EnergyBoundary, layers: tuple[str, ...] | None
+) -> tuple[list[nn.Parameter], Share]:
     """What a second process needs: the weights that are trained, and the part of a step that it takes.
 
     Raises:
@@ -133,7 +147,7 @@ def kept_share(spec: UnlearningSpec, boundary: EnergyBoundary) -> tuple[list[nn.
     inputs = _read_inputs(spec)
     if not isinstance(inputs.method, SharesSteps):
         raise SpecError(f"method {spec.method} is trained by one process")
-    task = _task(load_model(spec.model, device=spec.device, dtype=spec.dtype), inputs, spec, boundary)
+    task = _task(load_model(spec.model, device=spec.device, dtype=spec.dtype), inputs, spec, boundary, layers)
     return trained_parameters(task.model), inputs.method.kept_share(task, inputs.settings)
 
 
@@ -216,8 +230,38 @@ def _calibrate(loaded: LoadedModel, inputs: _Inputs, spec: UnlearningSpec) -> Ca
     )
 
 
+def _chosen_layers(loaded: LoadedModel, inputs: _Inputs, spec: UnlearningSpec) -> tuple[str, ...] | None:
+    """The layers that get the adapter, where attribution chooses them."""
+    training: Training = inputs.settings.training
+    if training.layer_share == 1:
+        return None
+    forget, retain = (
+        encode_records(loaded.tokenizer, records, context=loaded.context) for records in (inputs.forget, inputs.retain)
+    )
+    chosen = attributed_layers(
+        loaded.model,
+        linear_layer_names(loaded.model, training.blocks, training.part),
+        training.layer_share,
+        forget=forget,
+        retain=retain,
+        pad_id=loaded.pad_id,
+        device=spec.device,
+    )
+    return tuple(chosen)
+
+
+def _plan(task: UnlearningTask, inputs: _Inputs) -> Plan:
+    plan = inputs.method.plan(task, inputs.settings)
+    projection = inputs.settings.training.projection
+    return plan if projection == "none" else projected(plan, trained_parameters(task.model), projection)
+
+
 def _task(
-    loaded: LoadedModel, inputs: _Inputs, spec: UnlearningSpec, boundary: EnergyBoundary | None
+    loaded: LoadedModel,
+    inputs: _Inputs,
+    spec: UnlearningSpec,
+    boundary: EnergyBoundary | None,
+    layers: tuple[str, ...] | None,
 ) -> UnlearningTask:
     training = inputs.settings.training
     model = attach_adapter(
@@ -227,6 +271,7 @@ def _task(
         seed=spec.seed,
         blocks=training.blocks,
         part=training.part,
+        layers=layers,
     )
     return UnlearningTask(
         model=model,
@@ -240,6 +285,7 @@ def _task(
         neighbours=inputs.neighbours,
         bank=inputs.bank,
         boundary=boundary,
+        layers=layers,
     )
 
 

@@ -29,7 +29,8 @@ def main() -> int:
     spec = read(UnlearningSpec, {**task["spec"], "settings": {}}, where="unlearning")
     spec = replace(spec, settings=task["spec"]["settings"])
     boundary = read(EnergyBoundary, task["boundary"], where="boundary")
-    parameters, share = kept_share(spec, boundary)
+    layers = None if task["layers"] is None else tuple(task["layers"])
+    parameters, share = kept_share(spec, boundary, layers)
     _serve(parameters, share, Exchange(int(task["memory"]), parameters), sys.stdin.buffer, answers)
     return 0
 

@@ -48,6 +48,8 @@ def encode_record(tokenizer: Any, record: Record, *, context: int) -> EncodedTex
 
 def encode_records(tokenizer: Any, records: Sequence[Record], *, context: int) -> list[EncodedText]:
     """Tokenise many records in one call, as `encode_record` does each; `values[i]` belongs to `record.facts[i]`."""
+    if not records:
+        return []
     encoding = tokenizer([record.text for record in records], return_offsets_mapping=True, add_special_tokens=True)
     rows = zip(records, encoding["input_ids"], encoding["offset_mapping"], strict=True)
     return [

@@ -20,7 +20,7 @@ from ml.errors import EnergyNotSeparatingError
 from ml.loop import Backward, StepFunction
 from ml.methods.beside import Share
 from ml.methods.losses import chosen_log_probs, divergence
-from ml.methods.method import METHODS, Need, Plan, Training, UnlearningTask, watched
+from ml.methods.method import METHODS, Need, Plan, Training, UnlearningTask, back_propagate, watched
 from ml.methods.relearner import Relearner, RelearningSettings
 from ml.methods.retention import Retention
 from ml.methods.strangers import ContrastRow, ForgetRows, HeldRow, Topic, forget_rows
@@ -110,11 +110,12 @@ def distillation_step(
             task.second.ask(number, parameters)
         with relearner.taught(number) as known:
             forgetting = forgetting_terms(task, *turns.at(number, without=known), boundary)
-            backward(
-                settings.contrast_weight * forgetting["contrast"]
+            back_propagate(
+                backward,
+                forget=settings.contrast_weight * forgetting["contrast"]
                 + settings.stranger_weight * forgetting["strangers"]
                 + settings.held_weight * forgetting["held"]
-                + settings.energy_weight * (forgetting["held_energy"] + forgetting["energy_forget"])
+                + settings.energy_weight * (forgetting["held_energy"] + forgetting["energy_forget"]),
             )
         keeping = None if task.second is None else task.second.answer(parameters)
         return dict(watched(**forgetting, **(keep(number, backward) if keeping is None else keeping)))

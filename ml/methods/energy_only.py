@@ -8,14 +8,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from ml.data.batches import EpochBatches
 from ml.energy import forget_hinge, retain_hinge
 from ml.errors import EnergyNotSeparatingError
 from ml.loop import Backward
-from ml.methods.method import METHODS, Need, Plan, Training, UnlearningTask, answer_positions, watched
+from ml.methods.method import (
+    METHODS,
+    Need,
+    Plan,
+    Training,
+    UnlearningTask,
+    answer_positions,
+    back_propagate,
+    watched,
+)
 from ml.methods.retention import Retention
 from ml.reports import Guarantee
 
@@ -54,7 +62,7 @@ class EnergyOnly:
             kept = retention.chosen(number)
             kept_logits = task.logits(kept, [answer_positions(row) for row in kept])
             retain = retain_hinge(boundary.energies(kept_logits), boundary.retained_margin).mean()
-            backward(settings.energy_weight * torch.add(forget, retain))
+            back_propagate(backward, forget=settings.energy_weight * forget, retain=settings.energy_weight * retain)
             return dict(watched(energy_forget=forget, energy_retain=retain))
 
         return Plan(step=step, loop=training.loop())

@@ -22,6 +22,7 @@ from ml.methods.method import (
     Training,
     UnlearningTask,
     answer_positions,
+    back_propagate,
     refuse_below_zero,
     refuse_unless_above_zero,
     watched,
@@ -79,6 +80,7 @@ def forgetting_plan(
     gamma: float = 1.0,
     alpha: float | RetainWeight = 0.0,
     retain_term: RetainTerm = "cross_entropy",
+    penalty: Callable[[int], Tensor] | None = None,
 ) -> Plan:
     """Return the plan whose every step takes one forget batch and, unless `alpha` is 0, one retained batch.
 
@@ -87,6 +89,7 @@ def forgetting_plan(
         rows: what to forget; the encoded forget set unless given.
         alpha: weight of the retained loss, or what decides it at each step.
         retain_term: "cross_entropy" keeps the right answers right, "divergence" the whole distribution where it was.
+        penalty: a loss of the adapter's weights alone, by step number.
     Raises:
         EmptySetError: there is nothing to forget, or nothing to retain although `alpha` is not 0.
         SpecError: a weight would teach what is to be forgotten, or unteach what is retained.
@@ -99,16 +102,18 @@ def forgetting_plan(
     retention = _retention(task, training) if alpha != 0.0 else None
 
     def step(number: int, backward: Backward) -> dict[str, Tensor]:
+        if penalty is not None:
+            backward(penalty(number))
         forget = forget_loss(run_rows(task, rows, turn.at(number)))
         if retention is None:
-            backward(gamma * forget)
+            back_propagate(backward, forget=gamma * forget)
             return dict(watched(forget=forget))
         retain = _retained_loss(retention, number, retain_term)
         if not callable(alpha):
-            backward(gamma * forget + alpha * retain)
+            back_propagate(backward, forget=gamma * forget, retain=alpha * retain)
             return dict(watched(forget=forget, retain=retain))
         weight = alpha(number, float(retain.detach()))
-        backward(gamma * forget + weight * retain)
+        back_propagate(backward, forget=gamma * forget, retain=weight * retain)
         return dict(watched(forget=forget, retain=retain, retain_weight=torch.tensor(weight, dtype=torch.float64)))
 
     return Plan(step=step, loop=training.loop())

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Final, Protocol, runtime_checkable
+from typing import Any, Final, Literal, Protocol, TypeAlias, runtime_checkable
 
 from peft import PeftModel
 from torch import Tensor
@@ -17,7 +17,7 @@ from ml.data.collate import EncodedText, encode_records, token_budget_batches
 from ml.data.questions import QuestionBank
 from ml.energy import EnergyBoundary
 from ml.errors import SpecError
-from ml.loop import LoopSettings, StepFunction
+from ml.loop import Backward, LoopSettings, StepFunction
 from ml.methods.beside import SecondProcess, Share
 from ml.models.adapters import reference_model
 from ml.models.forward import logits_before
@@ -27,6 +27,8 @@ from ml.reports import Guarantee
 from ml.specs import Record
 
 _BATCH_TOKENS: Final = 4096
+
+Projection: TypeAlias = Literal["none", "euclidean", "adam"]
 
 
 class Need(StrEnum):
@@ -46,6 +48,9 @@ class Training:
 
     `blocks` (counted from 0; `None`: all) and `part` restrict the adapter to some layers. Which layers hold what is a
     question of the model: a block that it does not have is refused.
+
+    layer_share: of those layers, the share that gets an adapter, by `ml.methods.attribution`; 1 is all of them.
+    projection: whether forgetting keeps off the retained gradient, and by which product (`ml.methods.projection`).
     """
 
     steps: int
@@ -61,6 +66,12 @@ class Training:
     check_every: int = 25
     blocks: tuple[int, ...] | None = None
     part: Part = "all"
+    layer_share: float = 1.0
+    projection: Projection = "none"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.layer_share <= 1:
+            raise SpecError("setting training.layer_share must lie above 0 and not above 1")
 
     def loop(self) -> LoopSettings:
         """Settings of the training loop."""
@@ -79,7 +90,8 @@ class Training:
 class UnlearningTask:
     """Everything a method may look at. `model` carries a fresh adapter; `boundary` was calibrated before it did.
 
-    `second` is another process that may take a part of each step.
+    `layers` are those that carry it, where not all of a kind do. `second` is another process that may take a part of
+    each step.
     """
 
     model: PeftModel
@@ -93,6 +105,7 @@ class UnlearningTask:
     neighbours: tuple[Record, ...]
     bank: QuestionBank
     boundary: EnergyBoundary | None
+    layers: tuple[str, ...] | None = None
     second: SecondProcess | None = None
 
     @property
@@ -102,7 +115,7 @@ class UnlearningTask:
 
     def encode(self, records: Sequence[Record]) -> list[EncodedText]:
         """Tokenise records."""
-        return encode_records(self.tokenizer, records, context=self.context) if records else []
+        return encode_records(self.tokenizer, records, context=self.context)
 
     def logits(self, rows: Sequence[EncodedText], positions: Sequence[Sequence[int]]) -> Tensor:
         """Logits of the model in training, (total positions, rows)."""
@@ -127,7 +140,8 @@ class Plan:
     """What a method wants trained: `step` is `None` when it changes nothing.
 
     `texts` are all texts that training may draw (they must never serve as probes); `is_met` looks at training-side
-    numbers only; `state` is what steps carry over and change in place, for checkpoints to keep.
+    numbers only; `state` is what steps carry over and change in place, for checkpoints to keep. `edit` changes weights
+    once, after the last step.
     """
 
     step: StepFunction | None
@@ -136,6 +150,7 @@ class Plan:
     is_met: Callable[[], bool] | None = None
     notes: tuple[str, ...] = field(default=())
     state: Mapping[str, Tensor] = field(default_factory=dict)
+    edit: Callable[[], None] | None = None
 
 
 class Method(Protocol):
@@ -158,6 +173,29 @@ class SharesSteps(Protocol):
     def kept_share(self, task: UnlearningTask, settings: Any) -> Share:
         """The part of a step that another process may compute, given the weights."""
         ...
+
+
+@runtime_checkable
+class TellsApart(Protocol):
+    """A `Backward` that treats the gradient of what forgets differently from all others."""
+
+    def __call__(self, loss: Tensor) -> None:
+        """Add the gradient of a loss that retains."""
+        ...
+
+    def forget(self, loss: Tensor) -> None:
+        """Add the gradient of a loss that forgets."""
+        ...
+
+
+def back_propagate(backward: Backward, *, forget: Tensor, retain: Tensor | None = None) -> None:
+    """Add the gradients of a step's losses, weighed already, in one pass unless `backward` tells the two apart."""
+    if isinstance(backward, TellsApart):
+        backward.forget(forget)
+        if retain is not None:
+            backward(retain)
+        return
+    backward(forget if retain is None else forget + retain)
 
 
 def refuse_unless_above_zero(**settings: float) -> None:

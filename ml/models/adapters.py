@@ -7,7 +7,7 @@ always merged: an adapter that could be peeled off again would hide the data, no
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MethodType
 from typing import Any, Final
@@ -28,7 +28,14 @@ FOLDED_WEIGHTS: Final = 2**18
 
 
 def attach_adapter(
-    model: Any, *, rank: int, alpha: float, seed: int, blocks: Collection[int] | None = None, part: Part = "all"
+    model: Any,
+    *,
+    rank: int,
+    alpha: float,
+    seed: int,
+    blocks: Collection[int] | None = None,
+    part: Part = "all",
+    layers: Sequence[str] | None = None,
 ) -> PeftModel:
     """Freeze `model` and attach a fresh LoRA adapter to all its linear layers but the output layer.
 
@@ -38,12 +45,15 @@ def attach_adapter(
         rank: of the update, at least 1.
         alpha: the update is scaled by alpha / rank.
         blocks, part: only these blocks, counted from 0, and only this part of each.
+        layers: these alone, by their full names, instead.
     Raises:
         SpecError: `rank` is below 1, or the model has no such block or part.
     """
     if rank < 1:
         raise SpecError("an adapter needs a rank of at least 1")
-    targets = "all-linear" if blocks is None and part == "all" else linear_layer_names(model, blocks, part)
+    targets: str | Sequence[str] = "all-linear"
+    if layers is not None or blocks is not None or part != "all":
+        targets = linear_layer_names(model, blocks, part) if layers is None else layers
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, lora_dropout=0.0, bias="none")
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         # peft asks transformers for a property that transformers has renamed.
@@ -114,6 +124,11 @@ def scaled_adapter(model: PeftModel, share: float) -> Iterator[PeftModel]:
 def trained_parameters(model: PeftModel) -> list[torch.nn.Parameter]:
     """The adapter's weights, in the order in which every copy of the model has them."""
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def base_parameters(model: PeftModel) -> list[torch.nn.Parameter]:
+    """The weights below the adapter, tied ones once."""
+    return [parameter for name, parameter in model.named_parameters() if "lora_" not in name]
 
 
 def adapter_tensors(model: PeftModel) -> dict[str, Tensor]:
