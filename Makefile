@@ -6,6 +6,7 @@ SEED ?= 7
 METHOD ?= energy_boundary
 DEMO ?= var/demo
 PROCESSES ?= 2
+RESULTS ?= var/benchmark
 TORCH := torch==2.13.0
 # Bytecode does not land beside the sources, and every process that tests start finds it.
 export PYTHONPYCACHEPREFIX := $(CURDIR)/var/pycache
@@ -16,7 +17,7 @@ NOT_LOCKED := torch triton cuda-bindings cuda-pathfinder cuda-toolkit $(addprefi
 LOCK = uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-header --quiet \
 	--no-emit-index-url --no-emit-find-links $(addprefix --no-emit-package ,$(NOT_LOCKED))
 
-.PHONY: setup up demo check test test-slow lint types imports migrations openapi bench gpu lock clean
+.PHONY: setup up demo check test test-slow lint types imports migrations openapi bench benchmark benchmark-full gpu lock clean
 
 setup: $(VENV)/.installed
 
@@ -68,6 +69,13 @@ test-slow: setup
 
 bench: setup
 	$(BIN)/python -m benchmarks
+
+# Deletion methods beside gold: one seed and four methods, or everything (hours; continues where it was stopped).
+benchmark: setup
+	$(BIN)/python -m benchmarks.methods --work var/methods-small --out $(RESULTS) --processes $(PROCESSES)
+
+benchmark-full: setup
+	$(BIN)/python -m benchmarks.methods --work var/methods-full --out $(RESULTS) --processes $(PROCESSES) --size full
 
 gpu: setup
 	$(BIN)/python -m pytest -m gpu

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 import benchmarks.meta_evaluation as program
-from benchmarks.meta_evaluation import FULL, QUICK, Jobs, claim, main
+from benchmarks.jobs import Jobs
+from benchmarks.meta_evaluation import FULL, QUICK, claim, main
 from benchmarks.meta_report import faithfulness_svg, results_table, scores_csv
 from benchmarks.meta_trial import Trial, cell_policy, statistical_part
 from benchmarks.pool import Pool

@@ -1,0 +1,220 @@
+"""The comparison of methods as files: CSV of every cell, JSON, a table of means over seeds, and pictures."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from benchmarks.method_columns import RELEARNING_EPOCHS, beside_gold
+from deletion_service.console.svg import BLUE, GREEN, ORANGE, Axis, drawing, line, ruler, words
+from ml.digests import canonical_json
+from ml.files import write_atomically
+
+NAME: Final = "methods"
+_TABLE: Final = (
+    ("harmonic mean", "harmonic_mean"),
+    ("closeness", "closeness"),
+    ("kept", "kept"),
+    ("robustness", "robustness"),
+    ("forget ES", "forget_es"),
+    ("Prob", "forget_prob"),
+    ("truth", "forget_truth"),
+    ("other forms: ES", "forget_other_es"),
+    ("Prob", "forget_other_prob"),
+    ("truth", "forget_other_truth"),
+    ("KS D", "ks_d"),
+    ("KS p", "ks_p"),
+    ("PrivLeak", "privleak"),
+    ("retain ES", "retain_es"),
+    ("Prob", "retain_prob"),
+    ("ROUGE-L", "retain_rouge"),
+    ("utility", "utility"),
+    ("AUROC retained-deleted", "auroc_retained_deleted"),
+    ("never seen-deleted", "auroc_never_seen_deleted"),
+    ("fluency gap", "fluency_gap"),
+    ("prefix", "prefix_hit"),
+    ("relearned", f"relearned_{RELEARNING_EPOCHS[-1]}_hit"),
+    ("benign", "benign_hit"),
+    ("int8", "int8_hit"),
+    ("int4", "int4_hit"),
+    ("CPU s", "cpu_seconds"),
+    ("MiB", "peak_mib"),
+)
+_PANEL: Final = (520, 380)
+_INSIDE: Final = (62, 44, 150, 60)  # left, top, right and bottom of a panel's frame
+_LOCAL: Final = {"gold": GREEN, "second gold": GREEN, "before": ORANGE, "base": ORANGE}
+
+
+class Place(Protocol):
+    """What identifies a cell."""
+
+    seed: int
+    forgotten: int
+    model: str
+
+    @property
+    def name(self) -> str: ...
+
+
+def write_results(
+    directory: Path, cells: Sequence[Place], found: Mapping[str, Any], *, size: str, cpu_seconds: float
+) -> None:
+    """Write all four files below `directory`."""
+    directory.mkdir(parents=True, exist_ok=True)
+    rows = list(_rows(cells, found))
+    means = mean_rows(rows)
+    document = {"size": size, "cpu_seconds": f"{cpu_seconds:.1f}", "rows": [_printable(row) for row in rows]}
+    contents = {
+        "json": canonical_json(document) + b"\n",
+        "csv": rows_csv(rows).encode("utf-8"),
+        "md": tables(means, size=size, cpu_seconds=cpu_seconds).encode("utf-8"),
+        "svg": picture(means).encode("utf-8"),
+    }
+    for ending, data in contents.items():
+        write_atomically(directory / f"{NAME}-{size}.{ending}", data)
+
+
+def _rows(cells: Sequence[Place], found: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """One row a cell: identity, cost, columns, distances from gold, verdict."""
+    by_place = {(cell.seed, cell.forgotten, cell.model): cell for cell in cells}
+    for cell in cells:
+        numbers = found[f"measure-{cell.name}"]
+        row: dict[str, Any] = {"seed": cell.seed, "forgotten": cell.forgotten, "model": cell.model}
+        row |= {k: v for k, v in found[f"make-{cell.name}"].items() if k != "manifest_sha256"}
+        if numbers:
+            gold, before = (
+                found[f"measure-{by_place[cell.seed, cell.forgotten, name].name}"] for name in ("gold", "before")
+            )
+            row |= {name: value for name, value in numbers.items() if name != "truth_ratios"}
+            row |= beside_gold(numbers, gold, before)
+        judged = found.get(f"judge-{cell.name}", {})
+        yield row | {"verdict": judged.get("verdict", ""), "reasons": "; ".join(judged.get("reasons", ()))}
+
+
+def mean_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Means over the seeds of each model and number of forgotten people; verdicts counted."""
+    groups: defaultdict[tuple[int, str], list[Mapping[str, Any]]] = defaultdict(list)
+    for row in rows:
+        groups[row["forgotten"], row["model"]].append(row)
+    means = []
+    for (forgotten, model), members in groups.items():
+        mean: dict[str, Any] = {"forgotten": forgotten, "model": model, "seeds": len(members)}
+        for column in {name for row in members for name, value in row.items() if isinstance(value, float)}:
+            values = [row[column] for row in members if column in row]
+            if len(values) == len(members):
+                mean[column] = sum(values) / len(values)
+        verdicts = [row["verdict"] for row in members if row["verdict"]]
+        mean["verdicts"] = ", ".join(f"{verdicts.count(v)} {v}" for v in sorted(set(verdicts)))
+        mean["refused"] = next((row["refused"] for row in members if "refused" in row), "")
+        means.append(mean)
+    return means
+
+
+def rows_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Every cell with every column."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    out = io.StringIO()
+    writer = csv.DictWriter(out, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(_printable(row) for row in rows)
+    return out.getvalue()
+
+
+def _printable(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()}
+
+
+def tables(means: Sequence[Mapping[str, Any]], *, size: str, cpu_seconds: float) -> str:
+    """One table for each number of forgotten people, references first, then methods from the best down."""
+    lines = [f"# Deletion methods beside gold ({size})", "", f"CPU minutes: {cpu_seconds / 60:.1f}.", ""]
+    lines += [
+        "Means over seeds; the gate is the fast tier on the first of the forgotten. closeness: 1 minus the largest "
+        "distance from gold; kept: smallest retained share of before; robustness: 1 minus what relearning brings back "
+        "beyond gold.",
+    ]
+    for forgotten in sorted({row["forgotten"] for row in means}):
+        chosen = [row for row in means if row["forgotten"] == forgotten]
+        lines += ["", f"## {forgotten} forgotten", ""]
+        lines += [f"| model | {' | '.join(title for title, _ in _TABLE)} | gate |", "|---" * (len(_TABLE) + 2) + "|"]
+        lines += [_line(row) for row in sorted(chosen, key=_order)]
+        lines += [f"\n{row['model']} was refused: {row['refused']}" for row in chosen if row["refused"]]
+    return "\n".join([*lines, ""])
+
+
+def _order(row: Mapping[str, Any]) -> tuple[int, float]:
+    if row["model"] in _LOCAL:
+        return list(_LOCAL).index(row["model"]), 0.0
+    return len(_LOCAL), -row.get("harmonic_mean", -1.0)
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    cells = [f"{row[column]:.3g}" if column in row else "-" for _, column in _TABLE]
+    return f"| {' | '.join([row['model'], *cells, row['verdicts'] or '-'])} |"
+
+
+# --- pictures -----------------------------------------------------------------------------------------------------
+
+
+def picture(means: Sequence[Mapping[str, Any]]) -> str:
+    """Utility against forgetting, and what relearning brings back: for the smallest number of forgotten people."""
+    smallest = min(row["forgotten"] for row in means)
+    shown = [row for row in means if row["forgotten"] == smallest and "utility" in row]
+    width, height = _PANEL
+    body = _scatter(shown) + f'<g transform="translate({width} 0)">{_curves(shown)}</g>'
+    text = "Methods beside gold. " + "; ".join(
+        f"{row['model']}: forget probability {row['forget_prob']:.2f}, utility {row['utility']:.2f}" for row in shown
+    )
+    return drawing(body, title="Deletion methods", text=text, element_id=NAME, width=2 * width, height=height)
+
+
+def _frame(title: str, across: Axis, up: Axis, *, below: str, beside: str) -> Iterator[str]:
+    width, height = _PANEL
+    left, top, right, bottom = _INSIDE
+    floor = height - bottom
+    yield words(left, 22, title, size=14, anchor="start", bold=True)
+    yield ruler(across, top=floor + 6, label=below)
+    yield line(left, floor, width - right, floor)
+    yield line(left, top, left, floor)
+    for tick in up.ticks():
+        y = floor - up.place(tick)
+        yield line(left - 5, y, left, y) + words(left - 8, y + 4, f"{tick:g}", anchor="end")
+    yield words(left + 4, top - 4, beside, size=11, anchor="start")
+
+
+def _scatter(rows: Sequence[Mapping[str, Any]]) -> str:
+    across, up, floor = _axes(1.0)
+    parts = list(_frame("Utility against forgetting", across, up, below="forget probability", beside="utility"))
+    for row in rows:
+        x, y = across.place(row["forget_prob"]), floor - up.place(row["utility"])
+        colour = _LOCAL.get(row["model"], BLUE)
+        parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.5" fill="{colour}"/>')
+        parts.append(words(x + 8, y + 4, row["model"], size=11, anchor="start"))
+    return "".join(parts)
+
+
+def _curves(rows: Sequence[Mapping[str, Any]]) -> str:
+    across, up, floor = _axes(float(max(RELEARNING_EPOCHS)))
+    title = "What comes back after relearning the other half"
+    parts = list(_frame(title, across, up, below="epochs of relearning", beside="share of values"))
+    for row in rows:
+        values = [(0.0, row["forget_hit"]), *((float(e), row[f"relearned_{e}_hit"]) for e in RELEARNING_EPOCHS)]
+        placed = [(across.place(x), floor - up.place(y)) for x, y in values]
+        colour = _LOCAL.get(row["model"], BLUE)
+        way = " ".join(f"{x:.1f},{y:.1f}" for x, y in placed)
+        parts.append(f'<polyline points="{way}" fill="none" stroke="{colour}" stroke-width="1.5"/>')
+        parts.append(words(placed[-1][0] + 6, placed[-1][1] + 4, row["model"], size=11, anchor="start"))
+    return "".join(parts)
+
+
+def _axes(reach: float) -> tuple[Axis, Axis, float]:
+    width, height = _PANEL
+    left, top, right, bottom = _INSIDE
+    return (
+        Axis(0.0, reach, left, width - right),
+        Axis(0.0, 1.05, 0.0, height - top - bottom),
+        float(height - bottom),
+    )

@@ -1,0 +1,314 @@
+"""Which deletion method comes closest to never having learned? Methods beside gold on the same small models.
+
+    python -m benchmarks.methods --work DIR --out DIR [--size small|full|quick] [--processes N] [--threads N]
+
+For each seed and number of people to forget: a base, a model that learned everybody, a gold model that never learned
+the forgotten and a second one from another seed (`benchmarks.method_worlds`); every method deletes the same people at
+an equal number of steps; every model is asked the same (`benchmarks.method_columns`), and the gate judges one of the
+forgotten on each. Settings are each method's own defaults: nothing is tuned on these people.
+
+`--work` holds models and finished jobs: a run that was killed continues there, and several may share one directory.
+`--out` receives CSV, JSON, a table and a picture. Sizes: "small" is one seed and four methods, "full" every method,
+three seeds and three numbers of people, "quick" is for tests.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import subprocess  # nosec B404
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from benchmarks.jobs import Job, claim_directory, run_jobs
+from benchmarks.method_columns import Questions, measure
+from benchmarks.method_report import write_results
+from benchmarks.method_worlds import REFERENCES, MethodWorld, WorldSizes
+from benchmarks.pool import written_once
+from ml.data.probes import probe_digests, write_probe_digests
+from ml.data.records import write_records
+from ml.decision import judge
+from ml.digests import file_sha256
+from ml.documents import Json, plain_object
+from ml.errors import MlError, SpecError
+from ml.loop import ignore_progress, never_stop
+from ml.methods import METHODS
+from ml.models.load import model_ref
+from ml.models.scratch import ModelShape
+from ml.policies import load_policy
+from ml.reference import PRESETS, Stage
+from ml.specs import FileRef, ModelRef, UnlearningSpec, VerificationSpec, seed_commitment
+from ml.unlearn import TRAINING_PROBES, run_unlearning
+from ml.verification.tiers import fast_tier
+from ml.verify import run_verification
+
+CODE_VERSION: Final = 1
+"""Raise it whenever a change in `benchmarks` or `ml` changes a number that a finished job holds."""
+
+_DEMO: Final = PRESETS["demo"]
+_WORLD: Final = WorldSizes(
+    base_people=_DEMO.base_people,
+    customers=_DEMO.customers,
+    never_seen=12,
+    attributes=_DEMO.attributes,
+    forms_per_fact=_DEMO.forms_per_fact,
+    throw_away_people=_DEMO.throw_away_people,
+    shape=_DEMO.shape,
+    base=_DEMO.base,
+    fine_tune=_DEMO.fine_tune,
+)
+_TINY: Final = WorldSizes(
+    base_people=6,
+    customers=4,
+    never_seen=3,
+    attributes=("home_address", "phone_number", "passport", "doctor", "boat", "dog", "employer"),
+    forms_per_fact=2,
+    throw_away_people=300,
+    shape=ModelShape(hidden=64, layers=2, heads=4, feed_forward=160, vocabulary=768, context=96),
+    base=Stage(epochs=24, learning_rate=1e-2, rows=32, warmup_steps=20),
+    fine_tune=Stage(epochs=12, learning_rate=1e-2, rows=32, warmup_steps=10),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """What is compared: for every seed and every number of forgotten people, every method at `steps` steps.
+
+    people: how many people of each other group are asked about. The gate is the fast tier of `policy`.
+    """
+
+    world: WorldSizes
+    seeds: tuple[int, ...]
+    forgotten: tuple[int, ...]
+    methods: tuple[str, ...]
+    steps: int
+    people: int
+    policy: str
+
+
+SIZES: Final = {
+    "small": Sizes(_WORLD, (1,), (1,), ("energy_boundary", "npo", "simnpo", "grad_diff"), 240, 6, "reference-1"),
+    "full": Sizes(
+        _WORLD, (1, 2, 3), (1, 2, 4), tuple(name for name in METHODS if name != "none"), 240, 6, "reference-1"
+    ),
+    "quick": Sizes(_TINY, (1,), (1,), ("grad_diff", "ssd"), 8, 2, "unit-1"),
+}
+# Which layers a method trains is a question of the model: these fit models of two or three blocks.
+_BLOCKS: Final[Mapping[str, Mapping[str, Json]]] = {
+    "layered_grad_diff": {"training": {"blocks": [0, 1]}},
+    "rmu": {"block": 1, "training": {"blocks": [0, 1]}},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One model of one world: a reference or what a method made of `before`."""
+
+    seed: int
+    forgotten: int
+    model: str
+
+    @property
+    def name(self) -> str:
+        """Name of the cell's jobs and directories."""
+        return f"{self.seed}-{self.forgotten}-{self.model.replace(' ', '_')}"
+
+
+class Comparison:
+    """All cells below `work`."""
+
+    def __init__(self, work: Path, sizes: Sizes) -> None:
+        self.work, self.sizes = work, sizes
+        self.policy = fast_tier(load_policy(sizes.policy))
+        self._worlds: dict[tuple[int, int], MethodWorld] = {}
+
+    @cached_property
+    def cells(self) -> list[Cell]:
+        """References first, so that methods find them made."""
+        models = (*REFERENCES, *self.sizes.methods)
+        return [Cell(seed, count, m) for seed in self.sizes.seeds for count in self.sizes.forgotten for m in models]
+
+    def jobs(self) -> dict[str, Job]:
+        """Everything there is to do, in order: models are made, then measured, then judged."""
+        planned: dict[str, Job] = {}
+        for cell in self.cells:
+            planned[f"make-{cell.name}"] = partial(self._made, cell)
+        for cell in self.cells:
+            planned[f"measure-{cell.name}"] = partial(self._measured, cell)
+        for cell in self.cells:
+            if cell.model != "base":
+                planned[f"judge-{cell.name}"] = partial(self._judged, cell)
+        return planned
+
+    def world(self, cell: Cell) -> MethodWorld:
+        """The cell's people and reference models; worlds of one seed share a directory."""
+        key = cell.seed, cell.forgotten
+        if key not in self._worlds:
+            root = self.work / f"world-{cell.seed}"
+            self._worlds[key] = MethodWorld(root, self.sizes.world, seed=cell.seed, forgotten=cell.forgotten)
+        return self._worlds[key]
+
+    # --- jobs ---
+
+    def _made(self, cell: Cell) -> dict[str, Json]:
+        """Make the cell's model; what a method's run cost, and why it refused if it did."""
+        if cell.model in REFERENCES:
+            return {"manifest_sha256": self.world(cell).model(cell.model).manifest_sha256}
+        self.world(cell).model("before")
+        # A process of its own: only so is its memory its own.
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as alone:
+            return alone.submit(unlearned, self._unlearning(cell), torch.get_num_threads()).result()
+
+    def _measured(self, cell: Cell) -> dict[str, Any]:
+        ref = self._ref(cell)
+        if ref is None:
+            return {}
+        questions = Questions(self.world(cell), people=self.sizes.people)
+        return measure(ref, self.world(cell).model("base"), questions, seed=cell.seed)
+
+    def _judged(self, cell: Cell) -> dict[str, Json]:
+        """Verdict of the fast tier on the first of the forgotten."""
+        ref = self._ref(cell)
+        if ref is None:
+            return {}
+        report = run_verification(self._verification(cell, ref), on_progress=ignore_progress, should_stop=never_stop)
+        verdict = judge(report, self.policy)
+        return {
+            "verdict": str(verdict.result),
+            "reasons": sorted({f"{finding.code} in {finding.gate}" for finding in verdict.findings}),
+        }
+
+    # --- parts of jobs ---
+
+    def _ref(self, cell: Cell) -> ModelRef | None:
+        """The cell's model, or `None` where its method refused to make one."""
+        if cell.model in REFERENCES:
+            return self.world(cell).model(cell.model)
+        path = self._run(cell) / "model"
+        return model_ref(path) if path.exists() else None
+
+    def _run(self, cell: Cell) -> Path:
+        return self.work / "runs" / cell.name
+
+    def _unlearning(self, cell: Cell) -> UnlearningSpec:
+        world, run = self.world(cell), self._run(cell)
+        return UnlearningSpec(
+            run_id=cell.name,
+            model=world.model("before"),
+            forget=world.forget,
+            retain=world.retain,
+            neighbours=world.neighbours,
+            question_bank=world.bank,
+            method=cell.model,
+            settings=settings_for(cell.model, steps=self.sizes.steps),
+            seed=cell.seed,
+            output_dir=str(run / "model"),
+            checkpoint_dir=str(run / "checkpoint"),
+        )
+
+    def _verification(self, cell: Cell, ref: ModelRef) -> VerificationSpec:
+        world = self.world(cell)
+        subject = world.forgotten[0]
+        own = world.world.corpus([subject])
+        folder = self.work / "judged" / cell.name
+        folder.mkdir(parents=True, exist_ok=True)
+        probes = self._run(cell) / "checkpoint" / TRAINING_PROBES
+        if not probes.exists():
+            probes = Path(
+                written_once(
+                    folder / "training_probes.json",
+                    lambda path: write_probe_digests(path, probe_digests(record.text for record in own)),
+                ).path
+            )
+        bystanders = [record for _, records in world.never_seen for record in records]
+        return VerificationSpec(
+            run_id=cell.name,
+            attempt=1,
+            policy=self.policy,
+            candidate=ref,
+            before=world.model("before"),
+            base=world.model("base"),
+            forget=written_once(folder / "forget.jsonl", lambda path: write_records(path, own)),
+            retain=world.retain,
+            neighbours=world.neighbours,
+            question_bank=world.bank,
+            seed=cell.seed,
+            seed_commitment_sha256=seed_commitment(cell.name, cell.seed),
+            parts_dir=str(folder / "parts"),
+            training_probes=FileRef(str(probes), file_sha256(probes)),
+            bystanders=written_once(folder / "bystanders.jsonl", lambda path: write_records(path, bystanders)),
+        )
+
+
+def settings_for(method: str, *, steps: int) -> dict[str, Json]:
+    """A method's own defaults at `steps` steps, on blocks that the compared models have."""
+    settings = METHODS[method].settings
+    blocks = _BLOCKS.get(method, {})
+    training = settings().training
+    chosen = blocks.get("training", {})
+    if "blocks" in chosen:
+        training = replace(training, blocks=tuple(chosen["blocks"]))
+    own = {name: value for name, value in blocks.items() if name != "training"}
+    document: dict[str, Json] = plain_object(settings(training=replace(training, steps=steps), **own))
+    return document
+
+
+def unlearned(spec: UnlearningSpec, threads: int) -> dict[str, Json]:
+    """Run one deletion in this process: steps, CPU seconds and peak memory (MiB), or the reason why it ended."""
+    torch.set_num_threads(threads)
+    Path(spec.output_dir).parent.mkdir(parents=True, exist_ok=True)
+    try:
+        report = run_unlearning(spec)
+    except MlError as exc:
+        return {"refused": f"{type(exc).__name__}: {exc}"}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"steps": report.steps, "cpu_seconds": report.cpu_seconds, "peak_mib": peak}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run everything and write the results; 2 when the request cannot be met."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.methods", description="Compare deletion methods.")
+    parser.add_argument("--work", type=Path, required=True, help="directory for models and finished jobs")
+    parser.add_argument("--out", type=Path, required=True, help="directory for the results")
+    parser.add_argument("--size", choices=sorted(SIZES), default="small")
+    parser.add_argument("--processes", type=int, default=1, help="how many share the jobs")
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    sizes = SIZES[options.size]
+    try:
+        claim_directory(options.work, what="methods", identity=[CODE_VERSION, plain_object(sizes)])
+    except SpecError as exc:
+        sys.stderr.write(f"{exc}\n")
+        return 2
+    helpers = [_helper(options) for _ in range(options.processes - 1)]
+    outcomes = run_jobs(Comparison(options.work, sizes).jobs(), options.work / "jobs")
+    for helper in helpers:
+        helper.wait()
+    found = {name: outcome.result for name, outcome in outcomes.items()}
+    seconds = sum(outcome.cpu_seconds for outcome in outcomes.values())
+    seconds += sum(result.get("cpu_seconds", 0.0) for name, result in found.items() if name.startswith("make-"))
+    write_results(options.out, Comparison(options.work, sizes).cells, found, size=options.size, cpu_seconds=seconds)
+    sys.stdout.write(f"results of {len(outcomes)} jobs, {seconds / 60:.1f} CPU minutes, in {options.out}\n")
+    return 0
+
+
+def _helper(options: argparse.Namespace) -> subprocess.Popen[bytes]:
+    """Another process that takes what this one has not begun; its own results are written where nobody looks."""
+    command = [sys.executable, "-m", "benchmarks.methods", "--size", options.size, "--threads", str(options.threads)]
+    aside = options.work / "helper"
+    return subprocess.Popen(  # noqa: S603  # nosec B603
+        [*command, "--work", str(options.work), "--out", str(aside)], stdout=subprocess.DEVNULL
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,176 @@
+"""The comparison of methods: same people, same questions, gold beside every method, and no job done twice."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import benchmarks.methods as program
+from benchmarks.method_columns import WRONG_ANSWERS, Questions, beside_gold
+from benchmarks.method_report import mean_rows, tables
+from benchmarks.method_worlds import REFERENCES, MethodWorld
+from benchmarks.methods import SIZES, main, settings_for
+from ml.data.dossiers import answered_span
+from ml.data.records import read_records
+from ml.errors import SpecError
+from ml.methods import METHODS
+
+QUICK = SIZES["quick"]
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> MethodWorld:
+    return MethodWorld(tmp_path, QUICK.world, seed=1, forgotten=2)
+
+
+# --- who is forgotten, and what is asked --------------------------------------------------------------------------
+
+
+def test_nobody_who_is_forgotten_is_retained_and_everybody_else_is(world: MethodWorld) -> None:
+    forget = {record.person for record in read_records(world.forget, what="forget set")}
+    retain = {record.person for record in read_records(world.retain, what="retain set")}
+    assert forget == {person.person for person in world.forgotten}
+    assert len(forget) == 2
+    assert not forget & retain
+    assert forget | retain == {person.person for person in (*world.world.base, *world.world.customers)}
+    assert {record.person for record in read_records(world.neighbours, what="neighbours")} <= retain
+
+
+@pytest.mark.parametrize("forgotten", [0, QUICK.world.customers])
+def test_a_world_in_which_nobody_or_everybody_is_forgotten_is_refused(tmp_path: Path, forgotten: int) -> None:
+    with pytest.raises(SpecError, match="at least one customer"):
+        MethodWorld(tmp_path, QUICK.world, seed=1, forgotten=forgotten)
+
+
+def test_other_forms_are_not_on_file_and_wrong_answers_differ_in_the_value_alone(world: MethodWorld) -> None:
+    questions = Questions(world, people=2)
+    on_file = {record.text for record in questions.trained.records}
+    assert not on_file & {record.text for record in questions.other.records}
+    everything = {record.text for record in world.world.corpus((*world.world.base, *world.world.customers))}
+    for asked in (questions.trained, questions.other, questions.kept):
+        for record, attribute, wrong in zip(asked.records, asked.attributes, asked.wrong, strict=True):
+            assert len({text.text for text in wrong} - {record.text} - everything) == WRONG_ANSWERS
+            span = answered_span(record, attribute)
+            assert span is not None
+            assert all(text.text[: span.start] == record.text[: span.start] for text in wrong)
+
+
+def test_what_is_taught_again_is_never_asked(world: MethodWorld) -> None:
+    lessons, held = Questions(world, people=2).lessons
+    taught = {(record.person, fact.attribute) for record in lessons for fact in record.facts}
+    asked = {(record.person, name) for record, name in zip(held.records, held.attributes, strict=True)}
+    assert taught
+    assert asked
+    assert not taught & asked
+
+
+def test_all_models_of_a_world_are_asked_the_same(tmp_path: Path, world: MethodWorld) -> None:
+    again = MethodWorld(tmp_path / "again", QUICK.world, seed=1, forgotten=2)
+    assert Questions(world, people=2).other == Questions(again, people=2).other
+    other = MethodWorld(tmp_path / "other", QUICK.world, seed=2, forgotten=2)
+    assert Questions(world, people=2).other != Questions(other, people=2).other
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "none"])
+def test_every_method_has_an_equal_budget_and_keeps_its_other_defaults(method: str) -> None:
+    settings = settings_for(method, steps=17)
+    assert settings["training"]["steps"] == 17
+    assert settings["training"]["rank"] == METHODS[method].settings().training.rank
+
+
+# --- ranking ------------------------------------------------------------------------------------------------------
+
+GOLD: dict[str, Any] = {
+    **{f"forget{form}_{name}": 0.1 for form in ("", "_other") for name in ("es", "prob", "truth")},
+    "retain_es": 0.9,
+    "retain_prob": 0.9,
+    "utility": 0.8,
+    "relearned_6_hit": 0.1,
+    "min_k_auc": 0.5,
+    "truth_ratios": [0.5, 0.6, 0.7, 0.8],
+}
+
+
+def test_gold_itself_is_as_close_to_gold_as_can_be() -> None:
+    found = beside_gold(GOLD, GOLD, GOLD)
+    assert (found["closeness"], found["kept"], found["robustness"], found["ks_d"]) == (1.0, 1.0, 1.0, 0.0)
+    assert found["harmonic_mean"] == pytest.approx(1.0)
+
+
+def test_the_worst_column_decides_and_a_share_of_nothing_leaves_nothing() -> None:
+    before = {**GOLD, "forget_other_es": 0.9}
+    # 1 - |0.9 - 0.1|; nothing retained is lost
+    found = beside_gold(before, GOLD, before)
+    assert found["closeness"] == pytest.approx(0.2)
+    # harmonic mean of 0.2, 1 and 1
+    assert found["harmonic_mean"] == pytest.approx(3 / 7)
+    ruined = {**GOLD, "retain_es": 0.0}
+    assert beside_gold(ruined, GOLD, GOLD)["harmonic_mean"] == 0.0
+    remembered = {**GOLD, "relearned_6_hit": 0.6}
+    assert beside_gold(remembered, GOLD, GOLD)["robustness"] == pytest.approx(0.5)
+    # coming back less than in gold is no merit
+    assert beside_gold({**GOLD, "relearned_6_hit": 0.0}, GOLD, GOLD)["robustness"] == 1.0
+
+
+def test_a_column_that_some_seed_lacks_has_no_mean_and_a_refusal_is_told() -> None:
+    rows = [
+        {"seed": 1, "forgotten": 1, "model": "ga", "utility": 0.5, "verdict": "FAIL"},
+        {"seed": 2, "forgotten": 1, "model": "ga", "verdict": "", "refused": "NonFiniteError: not finite"},
+    ]
+    (mean,) = mean_rows(rows)
+    assert "utility" not in mean
+    assert mean["verdicts"] == "1 FAIL"
+    text = tables([mean], size="quick", cpu_seconds=60.0)
+    assert "| ga | - |" in text
+    assert "ga was refused: NonFiniteError: not finite" in text
+
+
+# --- the whole ----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Finished:
+    work: Path
+    out: Path
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    root = tmp_path_factory.mktemp("methods")
+    assert main(["--work", str(root / "work"), "--out", str(root / "out"), "--size", "quick"]) == 0
+    return Finished(root / "work", root / "out")
+
+
+@pytest.mark.slow
+def test_a_quick_run_ends_in_a_table_in_which_gold_forgot_and_before_did_not(finished: Finished) -> None:
+    rows = {row["model"]: row for row in csv.DictReader((finished.out / "methods-quick.csv").open())}
+    assert set(rows) == {*REFERENCES, *QUICK.methods}
+    assert float(rows["before"]["forget_hit"]) > 0.9
+    assert float(rows["gold"]["forget_hit"]) < 0.1
+    assert (rows["before"]["verdict"], rows["gold"]["ks_d"]) == ("FAIL", "0")
+    assert float(rows["before"]["closeness"]) < 0.5 < float(rows["second gold"]["closeness"])
+    assert all(float(rows[method]["peak_mib"]) > 0 for method in QUICK.methods)
+    document = json.loads((finished.out / "methods-quick.json").read_text())
+    assert len(document["rows"]) == len(rows)
+    assert "<svg" in (finished.out / "methods-quick.svg").read_text()
+
+
+@pytest.mark.slow
+def test_a_second_run_does_nothing_again_and_another_size_needs_another_directory(
+    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("done already")
+
+    for name in ("_made", "_measured", "_judged"):
+        monkeypatch.setattr(program.Comparison, name, refuse)
+    assert main(["--work", str(finished.work), "--out", str(tmp_path), "--size", "quick"]) == 0
+    for ending in ("csv", "json", "md", "svg"):
+        name = f"methods-quick.{ending}"
+        assert (tmp_path / name).read_bytes() == (finished.out / name).read_bytes()
+    assert main(["--work", str(finished.work), "--out", str(tmp_path), "--size", "small"]) == 2
