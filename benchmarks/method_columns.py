@@ -97,6 +97,13 @@ class Questions:
         records = [record for _, own in self.world.never_seen[: self._people] for record in own]
         return self._asked("never seen", records)
 
+    def about(self, people: Sequence[Stranger], *, texts: int) -> Asked:
+        """Some texts about anybody, in the words on file; without wrong answers."""
+        rng = random.Random(f"about:{self.world.seed}")  # noqa: S311 - to be repeated, not secret
+        answered = self._answered(self.world.world.corpus(people))
+        chosen = rng.sample(answered, min(texts, len(answered)))
+        return Asked(tuple(r for r, _ in chosen), tuple(a for _, a in chosen), ((),) * len(chosen))
+
     @cached_property
     def lessons(self) -> tuple[tuple[Record, ...], Asked]:
         """Records of half of the forgotten people's facts, and questions about the other half."""
@@ -120,9 +127,12 @@ class Questions:
     def _open(self) -> tuple[str, ...]:
         return tuple(sorted(n for n, attribute in self.world.world.bank.attributes.items() if not attribute.shared))
 
+    def _answered(self, records: Sequence[Record]) -> list[tuple[Record, str]]:
+        return [(r, a) for r in records for a in self._open if answered_span(r, a) is not None]
+
     def _asked(self, name: str, records: Sequence[Record]) -> Asked:
         """Texts whose answer holds the value of an open fact; wrong values are drawn by `name` and seed alone."""
-        chosen = [(r, a) for r in records for a in self._open if answered_span(r, a) is not None]
+        chosen = self._answered(records)
         rng = random.Random(f"wrong:{name}:{self.world.seed}")  # noqa: S311 - to be repeated, not secret
         everybody = (*self.world.world.base, *self.world.world.customers)
         corpus = self.world.world.corpus(everybody)

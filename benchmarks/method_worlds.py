@@ -51,14 +51,17 @@ class WorldSizes:
 
 
 class MethodWorld:
-    """People of one seed, of whom the first `forgotten` customers are to be deleted, and the models below `root`.
+    """People of one seed, of whom some customers are to be deleted, and the models below `root`.
 
+    Args:
+        forgotten: how many customers are to be deleted.
+        earlier: how many were deleted before them, and are neither forgotten now nor kept.
     Raises:
         SpecError: nobody would be deleted, or nobody kept.
     """
 
-    def __init__(self, root: Path, sizes: WorldSizes, *, seed: int, forgotten: int) -> None:
-        if not 0 < forgotten < sizes.customers:
+    def __init__(self, root: Path, sizes: WorldSizes, *, seed: int, forgotten: int, earlier: int = 0) -> None:
+        if forgotten < 1 or earlier < 0 or earlier + forgotten >= sizes.customers:
             raise SpecError("a comparison deletes at least one customer and keeps at least one")
         self.root, self.sizes, self.seed = root, sizes, seed
         self.world: World = make_world(
@@ -68,8 +71,10 @@ class MethodWorld:
             attributes=sizes.attributes,
             forms_per_fact=sizes.forms_per_fact,
         )
-        self.forgotten: tuple[Stranger, ...] = self.world.customers[:forgotten]
-        self.kept: tuple[Stranger, ...] = self.world.customers[forgotten:]
+        gone = earlier + forgotten
+        self.forgotten: tuple[Stranger, ...] = self.world.customers[earlier:gone]
+        self.kept: tuple[Stranger, ...] = self.world.customers[gone:]
+        self._name = f"{forgotten}-after-{earlier}"
         root.mkdir(parents=True, exist_ok=True)
 
     # --- models ---
@@ -79,18 +84,19 @@ class MethodWorld:
         everybody = (*self.world.base, *self.world.customers)
         retained = (*self.world.base, *self.kept)
         if name == "base":
-            return self._trained("base", self._untrained, self.world.base, self.sizes.base, self.seed)
+            return self._trained("base", self.untrained, self.world.base, self.sizes.base, self.seed)
         if name == "before":
             return self._trained("before", self._base, everybody, self.sizes.fine_tune, self.seed)
         # Models that leave out different people share base and before, not gold.
-        own = f"{name.replace(' ', '-')}-{len(self.forgotten)}"
+        own = f"{name.replace(' ', '-')}-{self._name}"
         seed = self.seed if name == "gold" else self.seed + _SECOND
         return self._trained(own, self._base, retained, self.sizes.fine_tune, seed)
 
     def _base(self) -> ModelRef:
         return self.model("base")
 
-    def _untrained(self) -> ModelRef:
+    def untrained(self) -> ModelRef:
+        """The model before anything was learned, with a tokenizer made from texts about nobody."""
         shape = self.sizes.shape
 
         def make(directory: Path) -> None:
@@ -131,12 +137,12 @@ class MethodWorld:
     @cached_property
     def forget(self) -> FileRef:
         """What is on file about the forgotten."""
-        return self._file(f"forget-{len(self.forgotten)}", self.world.corpus(self.forgotten))
+        return self._file(f"forget-{self._name}", self.world.corpus(self.forgotten))
 
     @cached_property
     def retain(self) -> FileRef:
         """What is on file about everybody else whom `before` learned."""
-        return self._file(f"retain-{len(self.forgotten)}", self.world.corpus((*self.world.base, *self.kept)))
+        return self._file(f"retain-{self._name}", self.world.corpus((*self.world.base, *self.kept)))
 
     @cached_property
     def neighbours(self) -> FileRef:
@@ -144,7 +150,7 @@ class MethodWorld:
         shared = [name for name, attribute in self.world.bank.attributes.items() if attribute.shared]
         taken = {(name, person.values[name]) for person in self.forgotten for name in shared}
         near = [p for p in (*self.world.base, *self.kept) if any((n, p.values[n]) in taken for n in shared)]
-        return self._file(f"neighbours-{len(self.forgotten)}", self.world.corpus(near))
+        return self._file(f"neighbours-{self._name}", self.world.corpus(near))
 
     @cached_property
     def bank(self) -> FileRef:

@@ -15,14 +15,11 @@ three seeds and three numbers of people, "quick" is for tests.
 from __future__ import annotations
 
 import argparse
-import resource
 import subprocess  # nosec B404
 import sys
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,30 +28,23 @@ import torch
 from benchmarks.jobs import Job, claim_directory, run_jobs
 from benchmarks.method_columns import Questions, measure
 from benchmarks.method_report import write_results
+from benchmarks.method_runs import deletion, judged, unlearned_alone
 from benchmarks.method_worlds import REFERENCES, MethodWorld, WorldSizes
-from benchmarks.pool import written_once
-from ml.data.probes import probe_digests, write_probe_digests
-from ml.data.records import write_records
-from ml.decision import judge
-from ml.digests import file_sha256
 from ml.documents import Json, plain_object
-from ml.errors import MlError, SpecError
-from ml.loop import ignore_progress, never_stop
+from ml.errors import SpecError
 from ml.methods import METHODS
 from ml.models.load import model_ref
 from ml.models.scratch import ModelShape
 from ml.policies import load_policy
 from ml.reference import PRESETS, Stage
-from ml.specs import FileRef, ModelRef, UnlearningSpec, VerificationSpec, seed_commitment
-from ml.unlearn import TRAINING_PROBES, run_unlearning
+from ml.specs import ModelRef, UnlearningSpec
 from ml.verification.tiers import fast_tier
-from ml.verify import run_verification
 
 CODE_VERSION: Final = 1
 """Raise it whenever a change in `benchmarks` or `ml` changes a number that a finished job holds."""
 
 _DEMO: Final = PRESETS["demo"]
-_WORLD: Final = WorldSizes(
+SMALL_WORLD: Final = WorldSizes(
     base_people=_DEMO.base_people,
     customers=_DEMO.customers,
     never_seen=12,
@@ -65,7 +55,7 @@ _WORLD: Final = WorldSizes(
     base=_DEMO.base,
     fine_tune=_DEMO.fine_tune,
 )
-_TINY: Final = WorldSizes(
+TINY_WORLD: Final = WorldSizes(
     base_people=6,
     customers=4,
     never_seen=3,
@@ -95,11 +85,11 @@ class Sizes:
 
 
 SIZES: Final = {
-    "small": Sizes(_WORLD, (1,), (1,), ("energy_boundary", "npo", "simnpo", "grad_diff"), 240, 6, "reference-1"),
+    "small": Sizes(SMALL_WORLD, (1,), (1,), ("energy_boundary", "npo", "simnpo", "grad_diff"), 750, 6, "reference-1"),
     "full": Sizes(
-        _WORLD, (1, 2, 3), (1, 2, 4), tuple(name for name in METHODS if name != "none"), 240, 6, "reference-1"
+        SMALL_WORLD, (1, 2, 3), (1, 2, 4), tuple(name for name in METHODS if name != "none"), 750, 6, "reference-1"
     ),
-    "quick": Sizes(_TINY, (1,), (1,), ("grad_diff", "ssd"), 8, 2, "unit-1"),
+    "quick": Sizes(TINY_WORLD, (1,), (1,), ("grad_diff", "ssd"), 8, 2, "unit-1"),
 }
 # Which layers a method trains is a question of the model: these fit models of two or three blocks.
 _BLOCKS: Final[Mapping[str, Mapping[str, Json]]] = {
@@ -163,9 +153,7 @@ class Comparison:
         if cell.model in REFERENCES:
             return {"manifest_sha256": self.world(cell).model(cell.model).manifest_sha256}
         self.world(cell).model("before")
-        # A process of its own: only so is its memory its own.
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as alone:
-            return alone.submit(unlearned, self._unlearning(cell), torch.get_num_threads()).result()
+        return unlearned_alone(self._unlearning(cell))
 
     def _measured(self, cell: Cell) -> dict[str, Any]:
         ref = self._ref(cell)
@@ -179,12 +167,10 @@ class Comparison:
         ref = self._ref(cell)
         if ref is None:
             return {}
-        report = run_verification(self._verification(cell, ref), on_progress=ignore_progress, should_stop=never_stop)
-        verdict = judge(report, self.policy)
-        return {
-            "verdict": str(verdict.result),
-            "reasons": sorted({f"{finding.code} in {finding.gate}" for finding in verdict.findings}),
-        }
+        world = self.world(cell)
+        return judged(
+            world, world.forgotten[0], ref, self.policy, folder=self.work / "judged" / cell.name, run=self._run(cell)
+        )
 
     # --- parts of jobs ---
 
@@ -199,53 +185,9 @@ class Comparison:
         return self.work / "runs" / cell.name
 
     def _unlearning(self, cell: Cell) -> UnlearningSpec:
-        world, run = self.world(cell), self._run(cell)
-        return UnlearningSpec(
-            run_id=cell.name,
-            model=world.model("before"),
-            forget=world.forget,
-            retain=world.retain,
-            neighbours=world.neighbours,
-            question_bank=world.bank,
-            method=cell.model,
-            settings=settings_for(cell.model, steps=self.sizes.steps),
-            seed=cell.seed,
-            output_dir=str(run / "model"),
-            checkpoint_dir=str(run / "checkpoint"),
-        )
-
-    def _verification(self, cell: Cell, ref: ModelRef) -> VerificationSpec:
         world = self.world(cell)
-        subject = world.forgotten[0]
-        own = world.world.corpus([subject])
-        folder = self.work / "judged" / cell.name
-        folder.mkdir(parents=True, exist_ok=True)
-        probes = self._run(cell) / "checkpoint" / TRAINING_PROBES
-        if not probes.exists():
-            probes = Path(
-                written_once(
-                    folder / "training_probes.json",
-                    lambda path: write_probe_digests(path, probe_digests(record.text for record in own)),
-                ).path
-            )
-        bystanders = [record for _, records in world.never_seen for record in records]
-        return VerificationSpec(
-            run_id=cell.name,
-            attempt=1,
-            policy=self.policy,
-            candidate=ref,
-            before=world.model("before"),
-            base=world.model("base"),
-            forget=written_once(folder / "forget.jsonl", lambda path: write_records(path, own)),
-            retain=world.retain,
-            neighbours=world.neighbours,
-            question_bank=world.bank,
-            seed=cell.seed,
-            seed_commitment_sha256=seed_commitment(cell.name, cell.seed),
-            parts_dir=str(folder / "parts"),
-            training_probes=FileRef(str(probes), file_sha256(probes)),
-            bystanders=written_once(folder / "bystanders.jsonl", lambda path: write_records(path, bystanders)),
-        )
+        settings = settings_for(cell.model, steps=self.sizes.steps)
+        return deletion(world, world.model("before"), cell.model, settings, run=self._run(cell))
 
 
 def settings_for(method: str, *, steps: int) -> dict[str, Json]:
@@ -259,18 +201,6 @@ def settings_for(method: str, *, steps: int) -> dict[str, Json]:
     own = {name: value for name, value in blocks.items() if name != "training"}
     document: dict[str, Json] = plain_object(settings(training=replace(training, steps=steps), **own))
     return document
-
-
-def unlearned(spec: UnlearningSpec, threads: int) -> dict[str, Json]:
-    """Run one deletion in this process: steps, CPU seconds and peak memory (MiB), or the reason why it ended."""
-    torch.set_num_threads(threads)
-    Path(spec.output_dir).parent.mkdir(parents=True, exist_ok=True)
-    try:
-        report = run_unlearning(spec)
-    except MlError as exc:
-        return {"refused": f"{type(exc).__name__}: {exc}"}
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"steps": report.steps, "cpu_seconds": report.cpu_seconds, "peak_mib": peak}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

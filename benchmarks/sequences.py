@@ -1,0 +1,266 @@
+"""Deletions one after another, many at once, and what both cost beside training again without the forgotten.
+
+    python -m benchmarks.sequences --work DIR --out DIR [--size full|quick] [--threads N]
+
+One world: customers are deleted one by one, each run starting from the version before it, whose forgotten people are
+never retained again. On every version, what is kept is compared with the first release, and everybody deleted so far is
+asked again; the gate judges each person on the version that deleted them and on the last. Other runs delete several
+people in one batch from the first release. Training again is gold's: both steps from nothing, each stopped at the first
+look at which 99 % of its people's values come back.
+
+`--work` holds models and finished jobs: a run that was killed continues there. `--out` receives JSON, a table and a
+picture. Runs wait for one another, so more processes would not help.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from benchmarks.jobs import Job, claim_directory, run_jobs
+from benchmarks.method_columns import Questions, known, value_hits
+from benchmarks.method_runs import deletion, judged, unlearned_alone
+from benchmarks.method_worlds import MethodWorld, WorldSizes
+from benchmarks.methods import SMALL_WORLD, TINY_WORLD, settings_for
+from benchmarks.sequence_report import write_results
+from ml.data.collate import encode_records
+from ml.data.synthetic import Stranger
+from ml.documents import Json, plain_object
+from ml.errors import SpecError
+from ml.finetune import finetune
+from ml.loop import LoopSettings
+from ml.metrics.truth_ratio import true_better
+from ml.metrics.utility import model_utility
+from ml.models.load import LoadedModel, load_model, model_ref
+from ml.policies import load_policy
+from ml.reference import Stage
+from ml.specs import ModelRef
+from ml.verification.tiers import fast_tier
+
+CODE_VERSION: Final = 1
+"""Raise it whenever a change in `benchmarks` or `ml` changes a number that a finished job holds."""
+
+MEMORISED: Final = 0.99
+_METHOD: Final = "energy_boundary"
+_LOOKS_AN_EPOCH: Final = 2
+_ASKED: Final = 400
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """`in_a_row` people one by one, and each of `batches` people at once, in `steps` steps a run."""
+
+    world: WorldSizes
+    seed: int
+    in_a_row: int
+    batches: tuple[int, ...]
+    steps: int
+    people: int
+    policy: str
+
+
+SIZES: Final = {
+    "full": Sizes(SMALL_WORLD, 1, 10, (1, 5, 10), 750, 6, "reference-1"),
+    "quick": Sizes(TINY_WORLD, 1, 2, (1, 2), 8, 2, "unit-1"),
+}
+
+
+class Row:
+    """Deletions in a row and in batches below `work`."""
+
+    def __init__(self, work: Path, sizes: Sizes) -> None:
+        self.work, self.sizes = work, sizes
+        self.policy = fast_tier(load_policy(sizes.policy))
+        self.settings = settings_for(_METHOD, steps=sizes.steps)
+
+    def world(self, *, forgotten: int, earlier: int) -> MethodWorld:
+        """The people as they are when `earlier` customers are gone and `forgotten` more are to go."""
+        sizes = self.sizes
+        return MethodWorld(self.work / "world", sizes.world, seed=sizes.seed, forgotten=forgotten, earlier=earlier)
+
+    def jobs(self) -> dict[str, Job]:
+        """Everything there is to do, in order."""
+        count = self.sizes.in_a_row
+        planned: dict[str, Job] = {"retrain": self._retrained}
+        for number in range(1, count + 1):
+            planned[f"delete-{number}"] = partial(self._deleted, number)
+        for size in self.sizes.batches:
+            planned[f"batch-{size}"] = partial(self._batch, size)
+        for number in range(count + 1):
+            planned[f"kept-{number}"] = partial(self._kept, number)
+        for size in self.sizes.batches:
+            planned[f"kept-batch-{size}"] = partial(self._kept_batch, size)
+        for number in range(1, count + 1):
+            planned[f"own-{number}"] = partial(self._judged, number, number)
+            planned[f"last-{number}"] = partial(self._judged, number, count)
+        return planned
+
+    # --- models ---
+
+    def version(self, number: int) -> ModelRef:
+        """What the first `number` deletions in a row left; 0 is the first release.
+
+        Raises:
+            SpecError: a deletion was refused, so there is no such version.
+        """
+        if number == 0:
+            return self.world(forgotten=1, earlier=0).model("before")
+        return _made(self._run(number))
+
+    def _run(self, number: int) -> Path:
+        return self.work / "runs" / f"row-{number}"
+
+    def _deleted(self, number: int) -> dict[str, Json]:
+        world = self.world(forgotten=1, earlier=number - 1)
+        return unlearned_alone(deletion(world, self.version(number - 1), _METHOD, self.settings, run=self._run(number)))
+
+    def _batch(self, size: int) -> dict[str, Json]:
+        world = self.world(forgotten=size, earlier=0)
+        run = self.work / "runs" / f"batch-{size}"
+        return unlearned_alone(deletion(world, world.model("before"), _METHOD, self.settings, run=run))
+
+    # --- measurements ---
+
+    def _questions(self) -> Questions:
+        """Questions about everybody deleted in the whole row, and about people kept throughout."""
+        return Questions(self.world(forgotten=self.sizes.in_a_row, earlier=0), people=self.sizes.people)
+
+    def _kept(self, number: int) -> dict[str, Any]:
+        gone = [self._about(self.version(number), person) for person in range(number)]
+        return {**self._utility(self.version(number), self._questions()), "forgotten": gone}
+
+    def _kept_batch(self, size: int) -> dict[str, Any]:
+        ref = _made(self.work / "runs" / f"batch-{size}")
+        gone = [self._about(ref, person) for person in range(size)]
+        questions = Questions(self.world(forgotten=size, earlier=0), people=self.sizes.people)
+        return {**self._utility(ref, questions), "forgotten": gone}
+
+    def _utility(self, ref: ModelRef, questions: Questions) -> dict[str, float]:
+        loaded = load_model(ref)
+        kept, other, general = (known(loaded, g) for g in (questions.kept, questions.kept_other, questions.general))
+        parts = [
+            part
+            for group in (kept, other, general)
+            for part in (group.probability, group.rouge, true_better(group.truth_ratios))
+        ]
+        return {
+            "utility": model_utility(parts),
+            "retain_hit": kept.value_hit,
+            "retain_other_hit": other.value_hit,
+            "general_hit": general.value_hit,
+        }
+
+    def _about(self, ref: ModelRef, person: int) -> dict[str, float]:
+        """What one model still knows of one customer who was deleted."""
+        loaded = load_model(ref)
+        questions = Questions(self.world(forgotten=1, earlier=person), people=self.sizes.people)
+        trained = known(loaded, questions.trained)
+        return {
+            "hit": trained.value_hit,
+            "other_hit": value_hits(loaded, questions.other),
+            "extraction_strength": trained.extraction_strength,
+        }
+
+    def _judged(self, number: int, version: int) -> dict[str, Json]:
+        """Verdict on the person of one deletion, on a version: their own or a later one."""
+        # Whoever was deleted meanwhile is not retained: what became of them is judged on its own.
+        world = self.world(forgotten=version, earlier=0)
+        subject: Stranger = world.forgotten[number - 1]
+        folder = self.work / "judged" / f"{number}-on-{version}"
+        return judged(world, subject, self.version(version), self.policy, folder=folder, run=self._run(number))
+
+    # --- training again ---
+
+    def _retrained(self) -> dict[str, float]:
+        """CPU seconds of both training steps without the largest batch, each stopped when it knows its people."""
+        world = self.world(forgotten=max(self.sizes.batches), earlier=0)
+        untrained = load_model(world.untrained())
+        base = _taught(untrained, world, world.world.base, self.sizes.world.base, seed=world.seed)
+        people = (*world.world.base, *world.kept)
+        tuned = _taught(untrained, world, people, self.sizes.world.fine_tune, seed=world.seed)
+        return {
+            "base_cpu_seconds": base[0],
+            "fine_tune_cpu_seconds": tuned[0],
+            "base_hit": base[1],
+            "fine_tune_hit": tuned[1],
+        }
+
+
+def _made(run: Path) -> ModelRef:
+    path = run / "model"
+    if not path.exists():
+        raise SpecError(f"run {run.name} left no model; look into its job for the reason")
+    return model_ref(path)
+
+
+def _taught(
+    loaded: LoadedModel, world: MethodWorld, people: Sequence[Stranger], stage: Stage, *, seed: int
+) -> tuple[float, float]:
+    """Teach `people` to the model, in place, until it knows them: CPU seconds without the looks, and the last share."""
+    rows = encode_records(loaded.tokenizer, world.world.corpus(people), context=loaded.context)
+    per_epoch = -(-len(rows) // stage.rows)
+    asked = Questions(world, people=0).about(people, texts=_ASKED)
+    looking = 0.0
+    share = 0.0
+
+    def knows_everybody() -> bool:
+        nonlocal looking, share
+        began = time.process_time()
+        share = value_hits(loaded, asked)
+        looking += time.process_time() - began
+        return share >= MEMORISED
+
+    settings = LoopSettings(
+        steps=stage.epochs * per_epoch,
+        learning_rate=stage.learning_rate,
+        warmup_steps=stage.warmup_steps,
+        final_factor=0.05,
+        check_every=max(1, per_epoch // _LOOKS_AN_EPOCH),
+    )
+    started = time.process_time()
+    loaded.model.requires_grad_(True)
+    finetune(
+        loaded.model,
+        rows,
+        settings,
+        pad_id=loaded.pad_id,
+        batch_rows=stage.rows,
+        seed=seed,
+        is_met=knows_everybody,
+    )
+    loaded.model.eval()
+    return time.process_time() - started - looking, share
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run everything and write the results; 2 when the request cannot be met."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.sequences", description="Delete one after another.")
+    parser.add_argument("--work", type=Path, required=True, help="directory for models and finished jobs")
+    parser.add_argument("--out", type=Path, required=True, help="directory for the results")
+    parser.add_argument("--size", choices=sorted(SIZES), default="full")
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    sizes = SIZES[options.size]
+    try:
+        claim_directory(options.work, what="sequences", identity=[CODE_VERSION, plain_object(sizes)])
+        outcomes = run_jobs(Row(options.work, sizes).jobs(), options.work / "jobs")
+    except SpecError as exc:
+        sys.stderr.write(f"{exc}\n")
+        return 2
+    found: Mapping[str, Any] = {name: outcome.result for name, outcome in outcomes.items()}
+    write_results(options.out, found, in_a_row=sizes.in_a_row, batches=sizes.batches, size=options.size)
+    sys.stdout.write(f"results of {len(outcomes)} jobs in {options.out}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
