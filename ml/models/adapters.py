@@ -47,7 +47,7 @@ def attach_adapter(
         blocks, part: only these blocks, counted from 0, and only this part of each.
         layers: these alone, by their full names, instead.
     Raises:
-        SpecError: `rank` is below 1, or the model has no such block or part.
+        SpecError: `rank` is below 1 or above what a layer can have, or the model has no such block or part.
     """
     if rank < 1:
         raise SpecError("an adapter needs a rank of at least 1")
@@ -60,10 +60,18 @@ def attach_adapter(
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
         torch.manual_seed(seed)
         adapted = get_peft_model(model, config)
-    for layer in adapted.modules():
-        if isinstance(layer, LoraLinear) and _is_small(layer):
-            layer.forward = MethodType(_folded, layer)
+    for name, layer in adapted.named_modules():
+        if isinstance(layer, LoraLinear):
+            _refuse_beyond(rank, name, layer)
+            if _is_small(layer):
+                layer.forward = MethodType(_folded, layer)
     return adapted
+
+
+def _refuse_beyond(rank: int, name: str, layer: LoraLinear) -> None:
+    largest = min(layer.in_features, layer.out_features)
+    if rank > largest:
+        raise SpecError(f"an adapter of rank {rank} is larger than layer {name}; choose a rank of at most {largest}")
 
 
 def _is_small(layer: LoraLinear) -> bool:

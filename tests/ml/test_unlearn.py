@@ -14,16 +14,19 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import ml.methods.beside as besides
 from ml.data.probes import probe_digests, read_probe_digests
 from ml.data.records import read_records, write_records
 from ml.digests import file_sha256, model_manifest
-from ml.documents import plain_object
+from ml.documents import Json, plain_object
 from ml.errors import (
+    ContextLengthError,
     DigestMismatchError,
     EmptySetError,
+    NonFiniteError,
     OverlapError,
     RecordError,
     RunStoppedError,
@@ -262,6 +265,38 @@ def test_empty_and_overlapping_sets_are_refused(tiny: TinyWorld, tmp_path: Path)
     with pytest.raises(OverlapError):
         run_unlearning(spec_for(tiny, tmp_path, neighbours=tiny.forget))
     assert not (tmp_path / "candidate").exists()
+
+
+def test_an_adapter_larger_than_a_layer_is_refused(tiny: TinyWorld, tmp_path: Path) -> None:
+    settings: dict[str, Json] = {"training": {"steps": 2, "learning_rate": "0.001", "rank": 65}}
+    with pytest.raises(SpecError, match="rank 65 is larger than layer .*; choose a rank of at most"):
+        run_unlearning(spec_for(tiny, tmp_path, method="grad_diff", settings=settings))
+    assert not (tmp_path / "candidate").exists()
+
+
+def test_a_text_longer_than_the_context_is_refused(tiny: TinyWorld, tmp_path: Path) -> None:
+    first, *others = read_records(tiny.forget, what="forget set")
+    forget = write_records(tmp_path / "long.jsonl", [replace(first, text=first.text + " again" * 2000), *others])
+    with pytest.raises(ContextLengthError):
+        run_unlearning(spec_for(tiny, tmp_path, forget=forget, method="grad_diff", settings={}))
+    assert not (tmp_path / "candidate").exists()
+
+
+def test_numbers_that_explode_end_the_run_with_the_reason_and_leave_the_last_good_checkpoint(
+    tiny: TinyWorld, tmp_path: Path
+) -> None:
+    # The first step is good and kept; it is so large that the second has no gradient.
+    training: dict[str, Json] = {"steps": 5, "learning_rate": "1e30", "rank": 2, "warmup_steps": 0}
+    spec = spec_for(tiny, tmp_path, method="ga", settings={"training": {**training, "checkpoint_every": 1}})
+    with pytest.raises(NonFiniteError, match="step 1 is not finite; lower the learning rate"):
+        run_unlearning(spec)
+    assert not Path(spec.output_dir).exists()
+    kept = load_file(Path(spec.checkpoint_dir) / "checkpoint.safetensors")
+    assert all(bool(tensor.isfinite().all()) for tensor in kept.values() if tensor.is_floating_point())
+    # Taken up again, it comes to the same end, and not to a candidate.
+    with pytest.raises(NonFiniteError, match="step 1"):
+        run_unlearning(spec)
+    assert not Path(spec.output_dir).exists()
 
 
 def test_a_forget_set_whose_values_cannot_be_drawn_is_refused(tiny: TinyWorld, tmp_path: Path) -> None:
