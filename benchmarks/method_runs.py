@@ -41,6 +41,7 @@ def deletion(
         seed=world.seed,
         output_dir=str(run / "model"),
         checkpoint_dir=str(run / "checkpoint"),
+        base=world.model("base"),
     )
 
 

@@ -151,7 +151,8 @@ class UnlearningSpec:
     """One unlearning run: which model, which records, which method, where the result goes.
 
     `settings` are the method's own numbers; `seed` decides adapters, order and control people; `output_dir` is
-    created by the run and holds the merged model when it returns; `checkpoint_dir` belongs to the run alone.
+    created by the run and holds the merged model when it returns; `checkpoint_dir` belongs to the run alone. `base` is
+    the model from before the training that the forgotten took part in, for what needs it.
     """
 
     run_id: str
@@ -167,6 +168,7 @@ class UnlearningSpec:
     checkpoint_dir: str
     device: str = "cpu"
     dtype: str = "float32"
+    base: ModelRef | None = None
 
 
 def seed_commitment(run_id: str, seed: int) -> str:

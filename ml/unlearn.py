@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import platform
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,6 +36,7 @@ from ml.methods import METHODS, Method, Need, Plan, SharesSteps, Training, Unlea
 from ml.methods.attribution import attributed_layers
 from ml.methods.beside import SecondProcess, Share, beside
 from ml.methods.calibration import Calibration, calibrate
+from ml.methods.output_layer import OutputLayerEdit
 from ml.methods.projection import projected
 from ml.methods.templates import require_templates
 from ml.models.adapters import adapter_sha256, attach_adapter, merge_adapter, trained_parameters
@@ -43,7 +44,7 @@ from ml.models.layers import linear_layer_names
 from ml.models.load import LoadedModel, load_model
 from ml.models.save import partial_directory, publish, save_model
 from ml.reports import UnlearningReport
-from ml.specs import Progress, ProgressCallback, Record, StopCheck, UnlearningSpec
+from ml.specs import ModelRef, Progress, ProgressCallback, Record, StopCheck, UnlearningSpec
 
 REPORT = "report.json"
 TRAINING_PROBES = "training_probes.json"
@@ -103,7 +104,7 @@ def run_unlearning(
     task = _task(loaded, inputs, spec, boundary, _chosen_layers(loaded, inputs, spec))
     with _second_process(task, spec, inputs, processes) as second:
         task = replace(task, second=second)
-        plan = _plan(task, inputs)
+        plan = _plan(task, inputs, spec)
         result = _train(task, plan, inputs, spec, on_progress, should_stop)
     if plan.edit is not None:
         on_progress(Progress("editing weights", 0, 1))
@@ -161,6 +162,8 @@ def _read_inputs(spec: UnlearningSpec) -> _Inputs:
     refuse_overlap(forget, retain)
     refuse_overlap(forget, neighbours)
     _refuse_missing(method, settings, forget, bank)
+    if settings.training.output_layer:
+        _base(spec)
     config = _config_sha256(spec, method, settings)
     return _Inputs(method, settings, forget, retain, neighbours, bank, config)
 
@@ -195,6 +198,7 @@ def _config_sha256(spec: UnlearningSpec, method: Method, settings: Any) -> str:
             "method": spec.method,
             "method_version": method.version,
             "settings": plain_object(settings),
+            "base": spec.base.manifest_sha256 if settings.training.output_layer and spec.base is not None else None,
             "seed": spec.seed,
             "device": spec.device,
             "dtype": spec.dtype,
@@ -250,10 +254,32 @@ def _chosen_layers(loaded: LoadedModel, inputs: _Inputs, spec: UnlearningSpec) -
     return tuple(chosen)
 
 
-def _plan(task: UnlearningTask, inputs: _Inputs) -> Plan:
+def _plan(task: UnlearningTask, inputs: _Inputs, spec: UnlearningSpec) -> Plan:
+    training: Training = inputs.settings.training
     plan = inputs.method.plan(task, inputs.settings)
-    projection = inputs.settings.training.projection
-    return plan if projection == "none" else projected(plan, trained_parameters(task.model), projection)
+    if training.projection != "none":
+        plan = projected(plan, trained_parameters(task.model), training.projection)
+    if not training.output_layer:
+        return plan
+    edit = OutputLayerEdit(task, load_model(_base(spec), device=spec.device, dtype=spec.dtype))
+    return replace(plan, texts=(*plan.texts, *edit.texts), edit=_one_after_the_other(plan.edit, edit))
+
+
+def _one_after_the_other(first: Callable[[], None] | None, second: Callable[[], None]) -> Callable[[], None]:
+    if first is None:
+        return second
+
+    def both() -> None:
+        first()
+        second()
+
+    return both
+
+
+def _base(spec: UnlearningSpec) -> ModelRef:
+    if spec.base is None:
+        raise SpecError("setting training.output_layer needs the base model; name it, or leave the setting out")
+    return spec.base
 
 
 def _task(

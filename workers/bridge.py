@@ -217,6 +217,7 @@ def unlearning_spec(
         checkpoint_dir=str(checkpoints),
         device=settings.DEVICE,
         dtype=settings.DTYPE,
+        base=None if before.base is None else model_ref(before.base),
     )
 
 

@@ -51,6 +51,8 @@ class Training:
 
     layer_share: of those layers, the share that gets an adapter, by `ml.methods.attribution`; 1 is all of them.
     projection: whether forgetting keeps off the retained gradient, and by which product (`ml.methods.projection`).
+    output_layer: whether the output layer is edited too, after the last step (`ml.methods.output_layer`); it needs the
+        base model.
     """
 
     steps: int
@@ -68,6 +70,7 @@ class Training:
     part: Part = "all"
     layer_share: float = 1.0
     projection: Projection = "none"
+    output_layer: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.layer_share <= 1:
