@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ import pytest
 import torch
 from django.apps import apps
 from django.core.management import call_command
+from ulid import ULID
 
 from deletion_service.certificates.envelope import read_envelope
 from deletion_service.certificates.issuing import issue_certificate
@@ -77,6 +79,9 @@ def _deployment(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(unlearn_stage, "run_unlearning", unlearn_stage.run_unlearning)
     monkeypatch.setattr("workers.sweeping._artefacts", lambda policy: ("merged",))
     settings.FIXED_SEED, settings.JOB_MAX_ATTEMPTS = SEED, 1
+    # Whom a request is compared with follows from its id: the same story every time needs the same ids.
+    numbers = itertools.count(1)
+    monkeypatch.setattr("deletion_service.ids.ULID", lambda: ULID.from_int(next(numbers)))
     settings.UNLEARNING_METHOD = "test_cached_candidate"
     settings.HEARTBEAT_S = settings.LEASE_S = 24 * 3600
     torch.set_num_threads(1)
@@ -201,8 +206,8 @@ def test_each_version_is_tested_for_everybody_before_and_one_that_brings_somebod
         issued(request)
         earlier.append(request.pk)
     assert LedgerEntry.objects.count() == PEOPLE - 1
-    # One sweep in twenty flags somebody by chance, and the next one tests the same person on a model hardly changed. A
-    # flag that fresh twins do not confirm is no pass and no alarm: how many there are depends on the processor.
+    # One sweep in twenty flags somebody by chance. A flag that the bound explains is no pass and no alarm: how many
+    # there are depends on the processor's last bits in the weights. What remains here is far inside the bound.
     assert {"PASS"} <= set(results) <= {"PASS", "INCONCLUSIVE"}
 
     last = asked(line.people[-1], line.back)
