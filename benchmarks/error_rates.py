@@ -8,7 +8,8 @@ twice rho, of the influence remains must not PASS. How much remains is known fro
 is where nothing remains.
 
 Judged are the primaries of F1, F2 and F3; the other families of the policy count in Holm's correction as not measured
-(p = 1). A half of a world is one part: a run that was killed takes up after the last one finished.
+(p = 1). The policy's least number of facts is left out, so that the curve shows why there is one. A half of a world is
+one part: a run that was killed takes up after the last one finished.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any, Final
@@ -42,8 +44,9 @@ from ml.verification.families import attack_result
 
 FAMILIES: Final = {"F1": "same_context_difference", "F2": "exposure", "F3": "extraction_strength"}
 LEVELS: Final = (1, 2)
-# A stop counts as "this fraction remains" when it lies above it by no more than this.
-OVERSHOOT: Final = 0.05
+# A model counts as "this fraction remains" when what remains lies above it by no more than this.
+OVERSHOOT: Final = 0.01
+_HALVINGS: Final = 8
 FEWER_FACTS: Final = (5, 10, 15, 20, 28)
 
 
@@ -141,51 +144,81 @@ def half_of_a_world(trial: Trial, number: int, *, policy: VerdictPolicy) -> dict
 
 
 def _graded(trial: Trial, number: int, *, policy: VerdictPolicy) -> dict[str, list[Judged]]:
-    """Judge customers where a known fraction remains, each statistic at the stop where its own fraction is met."""
+    """Judge customers where a known fraction remains, each statistic where its own fraction is met."""
     sizes, people = trial.sizes, trial.half(number)
     alone, scale = (Scale(n, sizes.graded_swaps, sizes.graded_facts) for n in (0, sizes.graded_twins))
     before, gold = (trial.scores(model, people, scale) for model in (trial.before(), trial.gold(number)))
-    remaining = [
-        _remaining(before, gold, trial.scores(model, people, alone), len(people)) for model in trial.stops(number)
-    ]
+    way = trial.way(number)
+
+    def remaining(place: float, customers: Sequence[int]) -> dict[str, list[float]]:
+        chosen = [people[i] for i in customers]
+        return _remaining(_of(before, customers), _of(gold, customers), trial.scores(way.at(place), chosen, alone))
+
+    stops = [remaining(stop, range(len(people))) for stop in range(len(way))]
     rules = {rule.id: rule for rule in policy.families if rule.id in FAMILIES}
-    chosen = {
-        (level, family, i): stop
-        for level in LEVELS
-        for family, attack in FAMILIES.items()
-        for i in range(len(people))
-        if (stop := _first_at(remaining, attack, i, level * rules[family].rho)) is not None
-    }
+    places: dict[float, list[tuple[int, str, int]]] = {}
+    for level, (family, attack), i in product(LEVELS, FAMILIES.items(), range(len(people))):
+        place = _place(
+            [shares[attack][i] for shares in stops],
+            level * rules[family].rho,
+            lambda place, attack=attack, i=i: remaining(place, [i])[attack][0],
+        )
+        if place is not None:
+            places.setdefault(place, []).append((level, family, i))
     out: dict[str, list[Judged]] = {}
-    needed = set(chosen.values())
-    for stop, model in enumerate(trial.stops(number)):
-        if stop in needed:
-            after = trial.scores(model, people, scale)
-            for (level, family, i), wanted in sorted(chosen.items()):
-                if wanted == stop:
-                    shown = judged(before, after, i, len(people), policy)
-                    share = remaining[stop][FAMILIES[family]][i]
-                    out.setdefault(f"{family} with {level} rho", []).append(
-                        Judged(f"{trial.seed}-{number}", share, **shown)
-                    )
+    for place, wanted in sorted(places.items()):
+        customers = sorted({i for _, _, i in wanted})
+        after = trial.scores(way.at(place), [people[i] for i in customers], scale)
+        old = _of(before, [*customers, *range(len(people), len(people) + sizes.graded_twins)])
+        shares = _remaining(_of(before, customers), _of(gold, customers), after)
+        for level, family, i in wanted:
+            row = customers.index(i)
+            shown = judged(old, after, row, len(customers), policy)
+            found = Judged(f"{trial.seed}-{number}", shares[FAMILIES[family]][row], **shown)
+            out.setdefault(f"{family} with {level} rho", []).append(found)
     return out
 
 
-def _remaining(before: Scores, gold: Scores, after: Scores, customers: int) -> dict[str, list[float]]:
-    """By statistic, the fraction of each customer's influence that remains, from their own score on gold."""
+def _of(scores: Scores, persons: Sequence[int]) -> Scores:
+    return {attack: rows[list(persons)] for attack, rows in scores.items()}
+
+
+def _remaining(before: Scores, gold: Scores, after: Scores) -> dict[str, list[float]]:
+    """By statistic, the fraction of each customer's influence that remains, from their own score on gold.
+
+    Args:
+        before, gold: the customers' rows; `after` begins with the same.
+    """
     shares = {}
     for attack in after:
-        old, none, new = (scores[attack][:customers].double().mean(dim=1) for scores in (before, gold, after))
+        count = len(before[attack])
+        old, none, new = (scores[attack][:count].double().mean(dim=1) for scores in (before, gold, after))
         shares[attack] = ((new - none) / (old - none)).tolist()
     return shares
 
 
-def _first_at(remaining: Sequence[Mapping[str, list[float]]], attack: str, customer: int, wanted: float) -> int | None:
-    """The first stop at which at least `wanted` and hardly more remains."""
-    for stop, shares in enumerate(remaining):
-        if shares[attack][customer] >= wanted:
-            return stop if shares[attack][customer] <= wanted + OVERSHOOT else None
-    return None
+def _place(stops: Sequence[float], wanted: float, remains: Callable[[float], float]) -> float | None:
+    """Where on the way at least `wanted` and hardly more remains: the first stop at which it does, or, where that is
+    too much already, a mixture with the stop before; `None` where neither is close enough.
+
+    Args:
+        stops: what remains at each stop.
+        remains: what remains at any place.
+    """
+    above = next((float(stop) for stop, share in enumerate(stops) if share >= wanted), None)
+    if above is None:
+        return None
+    below, share = above - 1, stops[int(above)]
+    for _ in range(_HALVINGS if above else 0):
+        if share <= wanted + OVERSHOOT:
+            break
+        middle = (below + above) / 2
+        found = remains(middle)
+        if found >= wanted:
+            above, share = middle, found
+        else:
+            below = middle
+    return above if share <= wanted + OVERSHOOT else None
 
 
 # --- all of them --------------------------------------------------------------------------------------------------

@@ -2,7 +2,8 @@
 
 A base model learns some people and a fine-tune adds customers, as in the reference model. Half of the customers are
 then left out of a second fine-tune (their gold model), and training on their rows goes on from there, step by step,
-until they are known: every stop on the way is a model in which some part of their influence remains.
+until they are known: every stop on the way is a model in which some part of their influence remains, and so is every
+mixture of two stops that follow one another, for a part in between.
 
 All customers of a world are on file in the same words, so that one set of twins serves every one of them.
 """
@@ -10,12 +11,13 @@ All customers of a world are on file in the same words, so that one set of twins
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
+import torch
 from torch import Tensor
 
 from ml.attacks.exposure import ValueContest, contests, exposure, same_context_difference, value_log_probs
@@ -31,7 +33,7 @@ from ml.models.load import LoadedModel, load_model, model_ref
 from ml.models.save import publish_model
 from ml.models.scratch import ModelShape, train_tokenizer, untrained_llama
 from ml.reference import PRESETS, Stage
-from ml.specs import Progress, Record
+from ml.specs import Record
 
 STATISTICS: Final = ("same_context_difference", "exposure", "extraction_strength")
 HALVES: Final = 2
@@ -53,7 +55,7 @@ class Sizes:
     fine_tune: Stage = PRESETS["demo"].fine_tune
     graded: Stage = Stage(epochs=3, learning_rate=1e-3, rows=32, warmup_steps=20)
     stops: int = 80
-    graded_twins: int = 99
+    graded_twins: int = 65
     graded_swaps: int = 19
     graded_facts: int = 20
 
@@ -69,6 +71,31 @@ class Scale:
 
 Scores = Mapping[str, Tensor]
 """By statistic: (persons, facts) float32, customers first, then twins; larger is more familiar."""
+
+
+class Way:
+    """The stops of one graded training, gold first; the model is reused, so only the last one asked for is good."""
+
+    def __init__(self, loaded: LoadedModel, states: Sequence[Mapping[str, Tensor]]) -> None:
+        self._loaded, self._states = loaded, states
+
+    def __len__(self) -> int:
+        return len(self._states)
+
+    def at(self, place: float) -> LoadedModel:
+        """The model at stop `place`, or between two: 2.25 is three parts of stop 2 and one of stop 3."""
+        first = min(int(place), len(self) - 1)
+        share = place - first
+        state = self._states[first]
+        if share:
+            after = self._states[first + 1]
+            state = {name: torch.lerp(tensor, after[name], share) for name, tensor in state.items()}
+        self._loaded.model.load_state_dict(state)
+        return self._loaded
+
+
+def _state(loaded: LoadedModel) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in loaded.model.state_dict().items()}
 
 
 class Trial:
@@ -180,8 +207,8 @@ class Trial:
     def _rows(self, records: Sequence[Record]) -> list[EncodedText]:
         return encode_records(self.tokenizer, records, context=self.sizes.shape.context)
 
-    def stops(self, half: int) -> Iterator[LoadedModel]:
-        """Models on the way from knowing nothing of one half of the customers to knowing them; the model is reused."""
+    def way(self, half: int) -> Way:
+        """From knowing nothing of one half of the customers to knowing them."""
         loaded, stage = self.gold(half), self.sizes.graded
         learned = self._rows(self.corpus(self.half(half)))
         kept = [p for p in self.world.customers if p not in self.half(half)]
@@ -189,11 +216,7 @@ class Trial:
         rows = [row for pair in zip(learned, others, strict=True) for row in pair]
         steps = stage.epochs * -(-len(rows) // stage.rows)
         every = max(1, steps // self.sizes.stops)
-        states: list[Mapping[str, Tensor]] = []
-
-        def keep(_: Progress) -> None:
-            states.append({name: tensor.clone() for name, tensor in loaded.model.state_dict().items()})
-
+        states = [_state(loaded)]
         finetune(
             loaded.model,
             rows,
@@ -201,12 +224,10 @@ class Trial:
             pad_id=loaded.pad_id,
             batch_rows=stage.rows,
             seed=self.seed,
-            on_progress=keep,
+            on_progress=lambda _: states.append(_state(loaded)),
         )
         loaded.model.requires_grad_(False)
-        for state in states:
-            loaded.model.load_state_dict(state)
-            yield loaded
+        return Way(loaded, states)
 
     # --- measurements ---
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from benchmarks import error_rates
 from benchmarks.error_rates import FAMILIES, Judged, judged, primaries_of, rate
-from benchmarks.graded_models import Scores
+from benchmarks.graded_models import Scores, Way
 from ml.policies import load_policy
 
 TWINS = 239
@@ -47,18 +48,39 @@ def test_holm_counts_the_families_that_are_not_measured_here() -> None:
     assert "FAIL" not in judged(before, before, 0, 2, weak)["results"].values()
 
 
-def test_only_stops_just_above_the_wanted_fraction_are_used() -> None:
-    way = [{"exposure": [share]} for share in (0.0, 0.12, 0.21, 0.4, 0.19, 0.5)]
-    assert error_rates._first_at(way, "exposure", 0, 0.2) == 2
-    assert error_rates._first_at(way, "exposure", 0, 0.3) is None
-    assert error_rates._first_at(way, "exposure", 0, 0.9) is None
+def test_a_place_has_what_is_wanted_and_hardly_more_or_is_not_used() -> None:
+    def straight(place: float) -> float:
+        return 0.1 * place
+
+    stops = [straight(stop) for stop in range(6)]
+    assert error_rates._place(stops, 0.2, straight) == 2
+    # stop 3 has .3, too much for .25; half way between stops 2 and 3 it is met
+    assert error_rates._place(stops, 0.25, straight) == 2.5
+    place = error_rates._place(stops, 0.333, straight)
+    assert place is not None
+    assert 0.333 <= straight(place) <= 0.333 + error_rates.OVERSHOOT
+    assert error_rates._place(stops, 0.9, straight) is None
+    # what jumps past it is not used
+    assert error_rates._place([0.0, 0.5], 0.2, lambda place: 0.5 if place > 0.3 else 0.0) is None
+
+
+def test_a_place_between_two_stops_is_a_mixture_of_their_weights() -> None:
+    model = torch.nn.Linear(1, 1, bias=False)
+    states = [{"weight": torch.tensor([[value]])} for value in (1.0, 3.0, 7.0)]
+    way = Way(SimpleNamespace(model=model), states)
+    found = []
+    for place in (0, 0.5, 1, 1.25, 2):
+        way.at(place)
+        found.append(model.weight.item())
+    # 1, half way to 3, 3, 3 + (7 - 3) / 4, 7
+    assert found == [1.0, 2.0, 3.0, 4.0, 7.0]
 
 
 def test_what_remains_is_read_from_the_same_person_on_gold() -> None:
     def of(*values: float) -> Scores:
         return {"exposure": torch.tensor([[value] for value in values])}
 
-    shares = error_rates._remaining(of(9.0, 5.0), of(1.0, -3.0), of(3.0, 1.0), 2)
+    shares = error_rates._remaining(of(9.0, 5.0), of(1.0, -3.0), of(3.0, 1.0, 2.0))
     assert shares["exposure"] == pytest.approx([0.25, 0.5])
 
 
