@@ -11,7 +11,7 @@ from deletion_service.certificates.sweeps import judge_swept, record_not_swept
 from deletion_service.targets.models import Job, UnlearningRun
 from ml.reports import VerificationReport
 from ml.specs import VerdictPolicy
-from workers.stages.verify import open_review, record_verdict
+from workers.judging import open_review, record_verdict
 
 
 @transaction.atomic

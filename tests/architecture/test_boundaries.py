@@ -40,6 +40,19 @@ def test_a_web_process_never_loads_the_machine_learning_libraries() -> None:
     assert result.returncode == 0, result.stderr[-2000:]
 
 
+def test_the_steward_runs_without_the_machine_learning_libraries() -> None:
+    """Letters, disposals and clocks depend on it, and its image has none of them."""
+    code = (
+        "import sys\n"
+        "absent = ('torch', 'transformers', 'peft', 'accelerate', 'safetensors', 'numpy', 'scipy')\n"
+        "sys.modules.update(dict.fromkeys(absent))\n"
+        "import workers.celery, workers.reconcile\n"
+        "assert len(workers.reconcile.STEPS) > 10\n"
+    )
+    result = run_python(code)
+    assert result.returncode == 0, result.stderr[-2000:]
+
+
 def test_the_offline_verifier_needs_one_library() -> None:
     code = (
         "import sys; import deletion_service.certificates.verify, deletion_service.cli\n"

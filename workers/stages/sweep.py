@@ -17,7 +17,7 @@ from ml.sweep_reports import SweepReport
 from ml.verification.retest import UntestedError
 from workers.bridge import naming, open_snapshots, use_threads
 from workers.jobs import Lease
-from workers.stages.verify import open_review
+from workers.judging import open_review
 from workers.sweeping import (
     Own,
     Sweeping,
