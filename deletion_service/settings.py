@@ -244,6 +244,8 @@ FIXED_SEED = env_int("LETHE_FIXED_SEED", 0) or None
 # --- who asks, how long ---------------------------------------------------------------------------------------------
 
 CONTROLLER_NAME = env_str("LETHE_CONTROLLER_NAME", "Example Controller")
+# How long a withdrawn request whose evidence was seen counts as an attempt when the same person asks again.
+MARK_DAYS = env_int("LETHE_MARK_DAYS", 365)
 CONTACT_EMAIL = env_str("LETHE_CONTACT_EMAIL", "privacy@localhost")
 DEFAULT_REGIME = env_str("LETHE_DEFAULT_REGIME", "gdpr")
 SUPERVISORY_AUTHORITY = env_str("LETHE_SUPERVISORY_AUTHORITY", "the data protection authority of your country")
@@ -277,6 +279,14 @@ EMAIL_FILE_PATH = str(env_path("LETHE_EMAIL_FILE_PATH", HOME_DIR / "mail"))
 EMAIL_HOST = env_str("LETHE_EMAIL_HOST", "localhost")
 EMAIL_PORT = env_int("LETHE_EMAIL_PORT", 25)
 EMAIL_TIMEOUT = 10
+EMAIL_USE_TLS = env_bool("LETHE_EMAIL_STARTTLS", default=False)
+EMAIL_USE_SSL = env_bool("LETHE_EMAIL_TLS", default=False)
+EMAIL_HOST_USER = env_str("LETHE_EMAIL_USER")
+EMAIL_HOST_PASSWORD = (
+    env_secret("LETHE_EMAIL_PASSWORD", file_default=SECRETS_DIR / "email_password") if EMAIL_HOST_USER else ""
+)
+if EMAIL_USE_TLS and EMAIL_USE_SSL:
+    raise ImproperlyConfigured("LETHE_EMAIL_STARTTLS and LETHE_EMAIL_TLS exclude each other; set one")
 DEFAULT_FROM_EMAIL = env_str("LETHE_FROM_EMAIL", "privacy@localhost")
 
 # --- staff accounts -------------------------------------------------------------------------------------------------

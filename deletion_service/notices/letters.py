@@ -25,7 +25,7 @@ from deletion_service.audit import trail
 from deletion_service.errors import PayloadDestroyedError
 from deletion_service.notices.models import Letter
 from deletion_service.requests.clocks import stop_clocks
-from deletion_service.requests.codes import Capacity, DataClass, Outcome
+from deletion_service.requests.codes import Capacity, DataClass, Outcome, ReasonCode
 from deletion_service.requests.identity import identity_token, status_token
 from deletion_service.requests.models import ErasureRequest, IdentityCheck, RequestEvent
 from deletion_service.requests.payload import open_sealed
@@ -61,9 +61,10 @@ def owe_letters() -> int:
     owed = 0
     events = RequestEvent.objects.filter(
         new_status__in=LETTER_OF, request__capacity=Capacity.CONTROLLER, letter=None
-    ).select_related("request")
-    for event in events:
-        if event.new_status == S.WORKING and event.request.attempt > 1:
+    ).exclude(old_status=S.ON_HOLD)
+    # A hold that was lifted returns a case to where its letter was written already.
+    for event in events.select_related("request"):
+        if event.reason == ReasonCode.ANOTHER_ATTEMPT:
             continue
         owe_letter(event.request, LETTER_OF[event.new_status], occasion=f"event-{event.pk}", event=event)
         owed += 1
@@ -100,7 +101,11 @@ def send_owed() -> int:
     sent = 0
     due = Q(next_try_at=None) | Q(next_try_at__lte=timezone.now())
     for letter in Letter.objects.filter(due, sent_at=None, undeliverable=False).select_related("request"):
-        sent += _send(letter)
+        try:
+            sent += _send(letter)
+        except Exception as exc:  # noqa: BLE001 - one letter that cannot be sent must not keep back all others
+            _log.error("letter_not_sent", letter=letter.pk, error=type(exc).__name__)
+            _try_later(letter, refused=False)
     return sent
 
 
@@ -112,7 +117,7 @@ def _send(letter: Letter) -> int:
         return 0
     try:
         _mail(letter, contact["email"]).send()
-    except OSError as exc:
+    except (OSError, ValueError) as exc:
         _log.warning("mail_not_sent", letter=letter.pk, error=type(exc).__name__)
         _try_later(letter, refused=_is_refused(exc))
         return 0
@@ -127,8 +132,10 @@ def _send(letter: Letter) -> int:
     return 1
 
 
-def _is_refused(exc: OSError) -> bool:
-    """True when the relay says for good that this mailbox takes nothing (a 5xx reply to the recipient)."""
+def _is_refused(exc: OSError | ValueError) -> bool:
+    """True when this mailbox takes nothing for good: a 5xx reply to the recipient, or an address no mail can carry."""
+    if isinstance(exc, ValueError):
+        return True
     if not isinstance(exc, smtplib.SMTPRecipientsRefused):
         return False
     return all(code >= _PERMANENT for code, _ in exc.recipients.values())
@@ -179,6 +186,7 @@ def _letter_context(request: ErasureRequest) -> dict[str, Any]:
         "authority": settings.SUPERVISORY_AUTHORITY,
         "outcome": request.get_outcome_display(),
         "released": request.outcome in (Outcome.ERASED, Outcome.PARTIALLY_ERASED),
+        "still_learned": request.status == S.CLOSED_NO_ACTION and request.outcome == Outcome.NOT_ERASED,
         "declined": request.targets.filter(status=TargetStatus.NOT_RELEASED, verdict=Verdict.PASS).exists(),
         "resurfaced": request.targets.filter(status=TargetStatus.NOT_RELEASED, sweeps__result=Verdict.FAIL).exists(),
         "vault": sealed_vault(request),

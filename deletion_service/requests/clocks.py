@@ -176,6 +176,20 @@ def resume_clock(clock: Clock, *, today: date, actor: str) -> Clock:
     return clock
 
 
+def pause_for_identity(request: ErasureRequest, *, actor: str) -> None:
+    """Pause the clocks that pause from a justified identity question to its answer, where the deployer chose that."""
+    for clock in request.clocks.filter(state=Clock.State.RUNNING):
+        rule = RULES.get((clock.regime, clock.kind))
+        if rule is not None and rule.may_pause and settings.GDPR_IDENTITY_PAUSE:
+            pause_clock(clock, reason="identity", today=timezone.localdate(), actor=actor)
+
+
+def resume_after_identity(request: ErasureRequest, *, actor: str) -> None:
+    """Let the clocks run on that waited for the answer."""
+    for clock in request.clocks.filter(state=Clock.State.PAUSED):
+        resume_clock(clock, today=timezone.localdate(), actor=actor)
+
+
 def overdue(clock: Clock, *, today: date) -> bool:
     """Whether a running clock is past its due date."""
     return clock.state == Clock.State.RUNNING and today > clock.due_on

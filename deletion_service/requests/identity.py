@@ -16,7 +16,7 @@ from django.utils.crypto import constant_time_compare, salted_hmac
 
 from deletion_service.audit import trail
 from deletion_service.errors import LinkError, PayloadDestroyedError
-from deletion_service.requests.clocks import stop_clocks
+from deletion_service.requests.clocks import resume_after_identity, stop_clocks
 from deletion_service.requests.codes import DataClass, Outcome, ReasonCode
 from deletion_service.requests.intake import Identifier, seal_proven
 from deletion_service.requests.lifecycle import move
@@ -78,6 +78,7 @@ def confirm_identity(check: IdentityCheck) -> ErasureRequest:
     contact = json.loads(open_sealed(request, DataClass.CONTACT, "contact"))
     seal_proven(request, [Identifier("email", contact["email"])])
     move(request, RequestStatus.IN_REVIEW, actor="subject", reason=ReasonCode.IDENTITY_PROVEN)
+    resume_after_identity(request, actor="subject")
     return request
 
 

@@ -14,9 +14,11 @@ from typing import Any, Final
 
 from django.conf import settings
 from django.core.exceptions import ValidationError
-from django.core.validators import validate_email
+from django.core.mail.message import sanitize_address
+from django.core.validators import EmailValidator
 from django.db import IntegrityError, transaction
 from django.utils import timezone
+from django.utils.encoding import punycode
 
 from deletion_service.access.models import ApiKey
 from deletion_service.errors import (
@@ -26,7 +28,7 @@ from deletion_service.errors import (
     PayloadDestroyedError,
 )
 from deletion_service.ids import request_id
-from deletion_service.requests.clocks import start_clocks, stop_clocks
+from deletion_service.requests.clocks import pause_for_identity, start_clocks, stop_clocks
 from deletion_service.requests.codes import Capacity, DataClass, Ground, Outcome, ReasonCode, Regime
 from deletion_service.requests.lifecycle import move, record_receipt
 from deletion_service.requests.models import DataSubject, ErasureRequest, IdentityCheck
@@ -41,6 +43,8 @@ MAX_STATEMENT_LENGTH: Final = 20_000
 MAX_MODEL_NAMES: Final = 20
 # What a certificate may repeat of a sender's own reference.
 _UPSTREAM_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,63}")
+# Hosts without a domain would aim the mail relay at this network.
+_ADDRESS: Final = EmailValidator(allowlist=[])
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 
@@ -53,9 +57,27 @@ class Identifier:
 
     @property
     def normalised(self) -> str:
-        """The form in which two spellings of one identifier are equal."""
-        folded = " ".join(unicodedata.normalize("NFKC", self.value).casefold().split())
-        return re.sub(r"\D", "", folded) if self.type == "phone" else folded
+        """The form in which two spellings of one identifier are equal; of addresses, those that get the same mail."""
+        if self.type == "email":
+            local, at, domain = self.value.strip().rpartition("@")
+            return f"{_folded(local)}{at}{mail_domain(domain)}"
+        return re.sub(r"\D", "", _folded(self.value)) if self.type == "phone" else _folded(self.value)
+
+
+def _folded(text: str) -> str:
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def mail_domain(domain: str) -> str:
+    """Return a domain as mail is sent to it: in ASCII, in lower case. One that no mail can be sent to stays as it is.
+
+    Folding it like other text would not do: letters that fold to a plain one can stand in a domain that is somebody
+    else's.
+    """
+    try:
+        return punycode(domain).lower()
+    except UnicodeError:
+        return domain
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,17 +209,19 @@ def _check_identifier(identifier: Identifier, *, pointer: str) -> None:
 
 
 def _check_email(value: str, *, pointer: str) -> None:
-    """Refuse what is no address, or is another mailbox than the one it is equal to.
+    """Refuse what is no address, what no mail can be sent to, or what mail would be sent elsewhere for.
 
-    Two spellings are equal when they fold to the same text, and a Kelvin sign folds to a k: whoever owns a mailbox with
-    such a letter before the @ would prove that they own the one with the plain letter.
+    Two spellings before the @ are equal when they fold to the same text, and a Kelvin sign folds to a k: whoever owns a
+    mailbox with such a letter would prove that they own the one with the plain letter.
     """
+    local, _, domain = value.rpartition("@")
     try:
-        validate_email(value)
-        if not value.rpartition("@")[0].isascii():
-            raise ValidationError("letters outside ASCII before the @")
-    except ValidationError as exc:
-        raise InvalidInputError("an e-mail address such as name@example.org is needed", pointer=pointer) from exc
+        _ADDRESS(value)
+        is_sent_there = sanitize_address(value, "utf-8") == f"{local}@{punycode(domain)}"
+    except (ValidationError, ValueError):
+        is_sent_there = False
+    if not is_sent_there or not local.isascii() or "=?" in local or domain.startswith("["):
+        raise InvalidInputError("an e-mail address such as name@example.org is needed", pointer=pointer)
 
 
 def _create_request(
@@ -259,6 +283,7 @@ def _await_verification(request: ErasureRequest, *, actor: str) -> None:
         expires_at=timezone.now() + timedelta(hours=settings.IDENTITY_LINK_HOURS),
     )
     move(request, RequestStatus.AWAITING_VERIFICATION, actor=actor, reason=ReasonCode.IDENTITY_LINK_SENT)
+    pause_for_identity(request, actor=actor)
 
 
 def seal_proven(request: ErasureRequest, identifiers: Sequence[Identifier]) -> None:

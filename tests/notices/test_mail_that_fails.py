@@ -13,7 +13,7 @@ from django.utils import timezone
 from deletion_service.notices.letters import owe_letters, send_owed
 from deletion_service.notices.models import Letter
 from deletion_service.requests.intake import open_request
-from tests.cast import ALICE, application
+from tests.cast import ALICE, BOB, application
 
 pytestmark = pytest.mark.django_db
 
@@ -79,3 +79,22 @@ def test_after_three_days_a_letter_is_given_up(letter: Letter, monkeypatch: pyte
     send_owed()
     letter.refresh_from_db()
     assert letter.undeliverable
+
+
+@pytest.mark.parametrize(("error", "given_up"), [(UnicodeError(), True), (RuntimeError(), False)])
+def test_a_letter_that_cannot_be_written_keeps_no_other_back(
+    letter: Letter, monkeypatch: pytest.MonkeyPatch, error: Exception, given_up: bool
+) -> None:
+    open_request(application(BOB), actor="subject")
+    owe_letters()
+    real = EmailMessage.send
+
+    def send(self: EmailMessage, fail_silently: bool = False) -> int:
+        if ALICE.value in self.to:
+            raise error
+        return real(self, fail_silently)
+
+    monkeypatch.setattr(EmailMessage, "send", send)
+    assert send_owed() == 1
+    letter.refresh_from_db()
+    assert (letter.sent_at, letter.tries, letter.undeliverable) == (None, 1, given_up)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import date, timedelta
 
 import pytest
+from django.db.models import F
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,7 +24,10 @@ from deletion_service.requests.clocks import (
     start_clocks,
     stop_clocks,
 )
-from deletion_service.requests.models import Clock
+from deletion_service.requests.identity import confirm_identity
+from deletion_service.requests.intake import open_request
+from deletion_service.requests.models import Clock, ClockPause
+from tests.cast import application
 from tests.requests.test_moving_a_request import request_in
 
 D = date.fromisoformat
@@ -128,6 +132,21 @@ def test_a_pause_is_off_by_default_and_moves_the_due_date_when_on(settings) -> N
     pause_clock(clock, reason="identity", today=D("2026-11-05"), actor="rhea")
     resume_clock(clock, today=D("2026-11-12"), actor="rhea")
     assert clock.due_on == D("2026-12-08")
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("chosen", [True, False])
+def test_the_clock_waits_for_the_proof_only_where_the_deployer_chose_that(settings, chosen: bool) -> None:  # type: ignore[no-untyped-def]
+    settings.GDPR_IDENTITY_PAUSE = chosen
+    request = open_request(application(), actor="subject").request
+    clock = request.clocks.get(kind="respond")
+    assert clock.state == ("paused" if chosen else "running")
+    ClockPause.objects.update(started_on=F("started_on") - timedelta(days=20))
+    confirm_identity(request.identity_check)
+    due = clock.due_on
+    clock.refresh_from_db()
+    assert clock.state == "running"
+    assert (clock.due_on - due).days in (range(20, 26) if chosen else (0,))
 
 
 @pytest.mark.django_db
