@@ -195,6 +195,25 @@ def test_a_readable_key_a_missing_key_and_a_closed_directory_are_named(
     assert found["registry"] == ["warning"]
 
 
+@pytest.mark.parametrize(
+    ("gone", "ends"),
+    [
+        (("issuer", "log"), OK),
+        (("approver",), OK),
+        (("log",), FAILED_CHECK),
+        (("issuer", "log", "approver"), FAILED_CHECK),
+    ],
+    ids=["a web host", "a worker", "half a worker", "no key at all"],
+)
+def test_a_host_holds_the_keys_of_its_own_part(
+    healthy: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], gone: tuple[str, ...], ends: int
+) -> None:
+    for name in gone:
+        setattr(healthy, f"{name.upper()}_KEY_FILE", tmp_path / "gone")
+    found = checks(capsys, expect=ends)
+    assert ("failed" in {found.get(f"{name} key", ["ok"])[0] for name in gone}) == (ends == FAILED_CHECK)
+
+
 def test_a_key_store_that_cannot_be_written_is_named(
     healthy: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

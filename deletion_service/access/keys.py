@@ -47,9 +47,12 @@ def issue_key(
 
 
 def find_key(presented: str, *, address: str) -> ApiKey | None:
-    """Return the valid key that was presented from `address`, or `None`; comparison takes constant time."""
+    """Return the valid key that was presented from `address`, or `None`; comparison takes constant time.
+
+    A key that acts for a person ends with their account.
+    """
     prefix, _, secret = presented.partition(".")
-    key = ApiKey.objects.select_related("staff_member").filter(prefix=prefix).first()
+    key = ApiKey.objects.select_related("staff_member__user").filter(prefix=prefix).first()
     matches = hmac.compare_digest(key.secret_sha256 if key else "0" * 64, _digest(secret))
     if key is None or not matches or not _usable(key, address):
         return None
@@ -64,6 +67,8 @@ def revoke_key(key: ApiKey) -> None:
 
 def _usable(key: ApiKey, address: str) -> bool:
     if key.revoked_at is not None or key.expires_at <= timezone.now():
+        return False
+    if key.staff_member is not None and not key.staff_member.user.is_active:
         return False
     return not key.allowed_networks or any(_lies_in(address, network) for network in key.allowed_networks)
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
+from deletion_service.access.management.shown_once import show_once
 from deletion_service.access.models import Role
 from deletion_service.access.staff import create_staff_member
 from deletion_service.errors import DomainError
@@ -25,16 +25,4 @@ class Command(BaseCommand):
             new = create_staff_member(options["handle"], role=options["role"])
         except DomainError as exc:
             raise CommandError(exc.message) from exc
-        shown = {
-            "handle": new.member.handle,
-            "role": new.member.role,
-            "password": new.password,
-            "totp_secret": new.totp_secret,
-            "totp_uri": new.totp_uri,
-        }
-        if options["json"]:
-            self.stdout.write(json.dumps(shown))
-            return
-        for name, value in shown.items():
-            self.stdout.write(f"{name:<12} {value}")
-        self.stdout.write("Neither secret can be shown again. Enter the second one in an authenticator app.")
+        show_once(self.stdout, new, as_json=options["json"])
