@@ -25,7 +25,7 @@ from django.utils import timezone
 
 from deletion_service.errors import DomainError, LeaseLostError
 from deletion_service.targets.models import Device, Job
-from deletion_service.targets.statuses import OWED_IN, JobState
+from deletion_service.targets.statuses import OF_AN_ATTEMPT, OWED_IN, JobState
 from ml.errors import MlError, RunStoppedError
 from ml.specs import Progress
 
@@ -142,7 +142,8 @@ def _ready() -> Q:
 def _owed() -> Q:
     condition = Q(request=None)
     for kind, statuses in OWED_IN.items():
-        condition |= Q(kind=kind, request__status__in=sorted(statuses))
+        current = Q(round=F("request__attempt")) if kind in OF_AN_ATTEMPT else Q()
+        condition |= Q(kind=kind, request__status__in=sorted(statuses)) & current
     return condition
 
 
@@ -251,6 +252,7 @@ def give_up_or_retry(lease: Lease, *, code: str, detail: str, transient: bool) -
             lease.record(state=JobState.READY, lease_until=None, available_at=Now() + wait, **failure)
             return "retrying"
         lease.record(state=JobState.FAILED, lease_until=None, finished_at=timezone.now(), **failure)
+        _log.error("job_failed", job=lease.job_id, kind=lease.kind, error=code)
         return "failed"
     return "lost"
 

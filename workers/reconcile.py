@@ -20,6 +20,7 @@ from deletion_service.api.idempotency import purge_answers
 from deletion_service.audit import trail
 from deletion_service.certificates.custody import sign_disposal
 from deletion_service.certificates.policies import current_plan
+from deletion_service.certificates.promotion import return_to_review
 from deletion_service.certificates.sweeps import alarms
 from deletion_service.dispatch import ring
 from deletion_service.errors import DomainError
@@ -33,12 +34,14 @@ from deletion_service.requests.statuses import TERMINAL_STATUSES, RequestStatus
 from deletion_service.targets import lifecycle
 from deletion_service.targets.batching import close_batch, open_due_batches
 from deletion_service.targets.ledger import must_destroy_vault
+from deletion_service.targets.marks import forget_marks
 from deletion_service.targets.models import ErasureBatch, ErasureTarget, Job, ModelVersion, TrainedModel
 from deletion_service.targets.registries import open_registry
 from deletion_service.targets.statuses import JobKind, JobState, TargetStatus, VersionStatus
 from ml.errors import MlError
 from workers.abandoned import record_abandoned_attempt, record_abandoned_sweep
 from workers.clearing import retire_unregistered
+from workers.judging import open_review
 from workers.workspace import wipe_orphans, wipe_run
 
 _log = structlog.get_logger(__name__)
@@ -65,13 +68,16 @@ def _guarded(step: Callable[[], int]) -> int:
 
 def fail_exhausted_jobs() -> int:
     """Fail jobs whose lease ran out with no attempt left: whatever killed them would kill them again."""
-    return Job.objects.filter(state=JobState.LEASED, lease_until__lt=Now(), attempts__gte=F("max_attempts")).update(
+    found = Job.objects.filter(state=JobState.LEASED, lease_until__lt=Now(), attempts__gte=F("max_attempts")).update(
         state=JobState.FAILED,
         lease_until=None,
         last_error="attempts_exhausted",
         last_error_detail="its worker died each time; look for the reason on the worker's host, then try again",
         finished_at=Now(),
     )
+    if found:
+        _log.error("jobs_failed", count=found, error="attempts_exhausted")
+    return found
 
 
 def cancel_disowned_jobs() -> int:
@@ -121,6 +127,18 @@ def record_abandoned_sweeps() -> int:
     for job in failed.select_related("target__request", "run__candidate__model"):
         record_abandoned_sweep(job)
         found += 1
+    return found
+
+
+def reopen_reviews() -> int:
+    """Open reviews that a legal hold kept shut: what settled while the case was held moved its target alone."""
+    waiting = ErasureRequest.objects.filter(targets__status=TargetStatus.JUDGED).distinct()
+    found = 0
+    for request in waiting.filter(status__in=[RequestStatus.WORKING, RequestStatus.RELEASING]):
+        held_at = request.status
+        open_review(request)
+        return_to_review(request)
+        found += request.status != held_at
     return found
 
 
@@ -194,6 +212,11 @@ def destroy_expired_vaults() -> int:
             destroy_class(request, DataClass.VAULT, actor="worker", sign=sign_disposal)
             found += 1
     return found
+
+
+def forget_unused_marks() -> int:
+    """Delete keyed digests of people whose case needs to be known again no more."""
+    return forget_marks()
 
 
 def record_missed_deadlines() -> int:
@@ -287,6 +310,7 @@ STEPS: Final[tuple[Callable[[], int], ...]] = (
     cancel_disowned_jobs,
     record_abandoned_attempts,
     record_abandoned_sweeps,
+    reopen_reviews,
     settle_closed_requests,
     close_finished_batches,
     open_waiting_batches,
@@ -294,6 +318,7 @@ STEPS: Final[tuple[Callable[[], int], ...]] = (
     write_letters,
     dispose_owed_classes,
     destroy_expired_vaults,
+    forget_unused_marks,
     record_missed_deadlines,
     wipe_orphaned_scratch,
     forget_old_answers,

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import date
+from typing import Final
 
 from django.db import transaction
 from django.utils import timezone
@@ -28,6 +29,10 @@ from deletion_service.targets.statuses import JobKind, TargetStatus, Verdict, Ve
 
 Choice = EvidenceDecision.Choice
 Reason = EvidenceDecision.Reason
+_RELEASED_BECAUSE: Final[dict[str, str]] = {
+    Choice.RELEASE: Reason.ALL_GATES_PASSED,
+    Choice.RELEASE_PARTIAL: Reason.PASSED_TARGETS_ONLY,
+}
 
 
 @transaction.atomic
@@ -46,6 +51,9 @@ def decide_evidence(
         ResurfacedError: a version that would be released brings an earlier deletion back.
         EvidenceMissingError: evidence is absent or does not hold.
     """
+    # The lock lets one of two who decide at once go first; the other then finds what was decided.
+    ErasureRequest.objects.select_for_update().get(pk=request.pk)
+    request.refresh_from_db()
     judged, passed = check_choice(request, choice, reason)
     decision = EvidenceDecision.objects.create(
         request=request,
@@ -153,6 +161,8 @@ def check_choice(request: ErasureRequest, choice: str, reason: str) -> tuple[lis
         raise GuardError(f"every target of {request.pk} passed; declining needs the reason retrain_planned")
     if choice == Choice.DECLINE and _serving_already(judged):
         raise GuardError(f"a version released for {request.pk} already serves; remove what stopped it, release again")
+    if choice != Choice.DECLINE and reason != (known := _RELEASED_BECAUSE[choice]):
+        raise GuardError(f"the reason of {choice} is {known}, no other", pointer="/reason")
     return judged, passed
 
 
@@ -232,8 +242,8 @@ def _decline(
     retrain_on: date | None,
 ) -> None:
     if decision.reason == Reason.RETRAIN_PLANNED:
-        if retrain_on is None:
-            raise GuardError("planning to retrain needs a date", pointer="/retrain_on")
+        if retrain_on is None or retrain_on < timezone.localdate():
+            raise GuardError("planning to retrain needs a date to come", pointer="/retrain_on")
         ErasureRequest.objects.filter(pk=request.pk).update(outcome_plan=OutcomePlan.RETRAIN, planned_on=retrain_on)
     for target in judged:
         _decline_target(target, decision, actor=actor)

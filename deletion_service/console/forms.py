@@ -112,7 +112,13 @@ class EvidenceForm(DecisionForm):
 class QueueFilter(forms.Form):
     """Which cases the queue shows. Anything unknown shows the open ones."""
 
-    FLAGS = [("", "Any"), ("overdue", "Overdue or breached"), ("paused", "Clock paused"), ("sender", "From a sender")]
+    FLAGS = [
+        ("", "Any"),
+        ("failed", "Job failed"),
+        ("overdue", "Overdue or breached"),
+        ("paused", "Clock paused"),
+        ("sender", "From a sender"),
+    ]
 
     status = forms.ChoiceField(
         label="Status",

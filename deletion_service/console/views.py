@@ -91,7 +91,7 @@ def case(request: HttpRequest, member: StaffMember, request_id: str) -> HttpResp
         "clocks": clocks,
         "targets": targets,
         "swept": [(target, sweep_line(sweep)) for target in targets for sweep in target.sweeps.all()],
-        "jobs": row.jobs.select_related("target__model"),
+        "jobs": row.jobs.select_related("target__model", "request"),
         "letters": row.letters.all(),
         "disposals": row.disposals.all(),
         "searched": row.jobs.filter(kind="locate", state=JobState.DONE).exists(),

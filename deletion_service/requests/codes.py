@@ -105,6 +105,7 @@ class ReasonCode(models.TextChoices):
     ANSWER_RECEIVED = "answer_received", "answer received"
     TARGETS_FIXED = "targets_fixed", "targets fixed"
     NOTHING_FOUND = "nothing_found", "nothing found"
+    STILL_LEARNED = "still_learned", "the records are gone, and a model that learned from them serves"
     START_APPROVED = "start_approved", "start approved"
     ALL_TARGETS_JUDGED = "all_targets_judged", "every target has a verdict"
     ANOTHER_ATTEMPT = "another_attempt", "sent back for another attempt"

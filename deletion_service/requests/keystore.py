@@ -5,6 +5,8 @@ The directory store is for one host. A key management service implements the sam
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import os
 import re
 import secrets
@@ -12,7 +14,9 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from django.conf import settings
 
 from deletion_service.errors import KeyStoreError, PayloadDestroyedError
@@ -37,6 +41,10 @@ class KeyStore(Protocol):
 
     def destroy(self, key_id: str) -> None:
         """Destroy a key; repeating it is harmless. Returns only when the key is gone."""
+        ...
+
+    def digest(self, purpose: str, content: bytes) -> str:
+        """Return a keyed digest in hex; without the store nobody can tell what it is of, or try."""
         ...
 
 
@@ -74,6 +82,11 @@ class DirectoryKeyStore:
             return AESGCM(self._kek()).decrypt(wrapped[:_NONCE], wrapped[_NONCE:], key_id.encode())
         except InvalidTag as exc:
             raise KeyStoreError("a wrapped key does not open under the current key encryption key") from exc
+
+    def digest(self, purpose: str, content: bytes) -> str:
+        """HMAC-SHA256 under a key of its own for each purpose, derived from the key encryption key (HKDF)."""
+        derived = HKDF(hashes.SHA256(), length=32, salt=None, info=f"lethe/{purpose}".encode()).derive(self._kek())
+        return hmac.new(derived, content, hashlib.sha256).hexdigest()
 
     def destroy(self, key_id: str) -> None:
         """Overwrite and unlink the wrapped key."""

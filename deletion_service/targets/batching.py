@@ -22,6 +22,7 @@ from deletion_service.requests.payload import open_sealed, seal
 from deletion_service.requests.statuses import RequestStatus
 from deletion_service.targets import lifecycle
 from deletion_service.targets.jobs import owe
+from deletion_service.targets.marks import earlier_attempts
 from deletion_service.targets.models import ErasureBatch, ErasureTarget, ModelVersion, UnlearningRun
 from deletion_service.targets.statuses import JobKind, TargetStatus, VersionStatus
 from ml.decision import unattainable
@@ -73,7 +74,7 @@ def start_work(request: ErasureRequest, *, starter: StaffMember | None, plan: Ru
         actor=actor,
         reason=ReasonCode.START_APPROVED,
         starter=recorded,
-        attempt=request.attempt + 1,
+        attempt=next_attempt(request),
     )
     open_due_batches(plan)
 
@@ -104,12 +105,17 @@ def check_attainable(request: ErasureRequest, plan: RunPlan) -> None:
 
     Later attempts are judged at a stricter level, which few twins cannot reach.
     """
-    attempt = request.attempt + 1
+    attempt = next_attempt(request)
     if families := unattainable(load_policy(plan.policy_name), attempt):
         raise GuardError(
             f"attempt {attempt} of {request.pk} could never pass: policy {plan.policy_name} has too few twins for "
             f"{', '.join(families)} at its level; configure a policy with more twins, or decide on the evidence"
         )
+
+
+def next_attempt(request: ErasureRequest) -> int:
+    """The number of the attempt that comes next; those of the same person's earlier requests count."""
+    return request.attempt + 1 if request.attempt else earlier_attempts(request) + 1
 
 
 @transaction.atomic

@@ -49,7 +49,7 @@ def register_model(
 
     Raises:
         InvalidInputError: an unknown registry or source kind, a source named twice, a malformed name or alias, or a
-            name that is taken.
+            name or a registry that is taken.
     """
     if not _NAME.fullmatch(name):
         raise InvalidInputError("a model name is 1 to 64 letters, digits and . _ -", pointer="/name")
@@ -59,6 +59,9 @@ def register_model(
     names = [open_source(source).name for source in sources]
     if len(set(names)) != len(names):
         raise InvalidInputError("a source is named twice; its records would count twice", pointer="/sources")
+    others = TrainedModel.objects.exclude(name=name).values_list("registry", flat=True)
+    if any(dict(registry) == other for other in others):
+        raise InvalidInputError("another model has this registry; versions of two must not mix", pointer="/registry")
     try:
         with transaction.atomic():
             model = TrainedModel.objects.create(name=name, registry=registry, sources=list(sources), alias=alias)

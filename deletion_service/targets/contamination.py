@@ -94,16 +94,17 @@ def _unregistered(target: ErasureTarget) -> str:
 
 
 def _without_manifest(target: ErasureTarget) -> str:
-    """Bases never saw anybody's data, candidates rest on what they were made from, and the model before goes anyway.
+    """The base of the model before never saw the person, which the verification checks; candidates rest on what they
+    were made from, and the model before goes anyway.
 
     Of everything else a manifest must say what it learned, even if it descends from what goes: no version that
     somebody made is deleted by surprise.
     """
     rows = target.model.versions.filter(training_manifest=None).exclude(status=VersionStatus.RETIRED)
     candidates = UnlearningRun.objects.filter(batch__model=target.model, candidate__isnull=False).values("candidate")
-    rows = rows.exclude(kind=ModelVersion.Kind.BASE).exclude(pk__in=candidates)
-    before = None if target.batch is None else target.batch.before_id
-    for version in rows.exclude(pk=before):
+    before = None if target.batch is None else target.batch.before
+    spared = [] if before is None else [before.pk, before.base_id]
+    for version in rows.exclude(pk__in=candidates).exclude(pk__in=[pk for pk in spared if pk]):
         return (
             f"version {version.number} of {target.model.name} has no training manifest, so nobody can say whether it "
             "learned from this person; record its manifest, then release again"

@@ -13,9 +13,7 @@ from deletion_service.dispatch import ring
 from deletion_service.errors import IllegalTransitionError
 from deletion_service.requests.models import ErasureRequest
 from deletion_service.targets.models import ErasureTarget, Job, ModelVersion, UnlearningRun
-from deletion_service.targets.statuses import JobKind, JobState
-
-_COMPUTE = frozenset({JobKind.UNLEARN, JobKind.VERIFY, JobKind.SWEEP})
+from deletion_service.targets.statuses import OF_AN_ATTEMPT, JobKind, JobState
 
 
 def owe(
@@ -43,7 +41,7 @@ def owe_sweep(version: ModelVersion) -> Job:
 
 
 def _queue(kind: JobKind) -> str:
-    return settings.COMPUTE_QUEUE if kind in _COMPUTE else "cpu"
+    return settings.COMPUTE_QUEUE if kind in OF_AN_ATTEMPT else "cpu"
 
 
 def _at_once(queue: str) -> dict[str, Any]:
@@ -69,7 +67,13 @@ def cancel_job(job: Job, *, actor: str) -> None:
 
 
 def retry_job(job: Job, *, actor: str) -> None:
-    """Give a failed or cancelled job a fresh set of attempts."""
+    """Give a failed or cancelled job a fresh set of attempts.
+
+    Raises:
+        IllegalTransitionError: it has not failed, or belongs to an attempt that another one followed.
+    """
+    if not job.is_current:
+        raise IllegalTransitionError(f"job {job.pk} belongs to an earlier attempt; only the newest one goes on")
     changed = Job.objects.filter(pk=job.pk, state__in=[JobState.FAILED, JobState.CANCELLED]).update(
         state=JobState.READY,
         attempts=0,

@@ -21,6 +21,7 @@ from deletion_service.requests.statuses import RequestStatus
 from deletion_service.targets import lifecycle
 from deletion_service.targets.catalogue import check_model_names, versions_that_learned
 from deletion_service.targets.jobs import owe
+from deletion_service.targets.marks import mark_subject, still_learned
 from deletion_service.targets.models import ContaminatedVersion, ErasureTarget, SourceErasure, TrainedModel
 from deletion_service.targets.sources import Keys, open_source, wanted_keys
 from deletion_service.targets.statuses import JobKind, TargetStatus, VersionStatus
@@ -75,20 +76,34 @@ def search_sources(request: ErasureRequest) -> dict[str, list[SourceMatches]]:
     """Return matches by model id. Reads the sources; writes nothing, holds no transaction."""
     proven = wanted_keys(_identifiers(request, "proven"))
     claimed = wanted_keys(_claimed(request)) - proven
-    models = TrainedModel.objects.all()
-    if request.model_names:
-        models = models.filter(name__in=request.model_names)
+    models = models_to_search(request)
     return {model.pk: [_search(source, proven, claimed) for source in model.sources] for model in models}
+
+
+def models_to_search(request: ErasureRequest) -> list[TrainedModel]:
+    """Every model, or those named and all that share a training source with them.
+
+    Rows leave a source for good: a model that learned the same ones could never be asked about them afterwards.
+    """
+    models = list(TrainedModel.objects.order_by("pk"))
+    if not request.model_names:
+        return models
+    chosen = [model for model in models if model.name in request.model_names]
+    while more := [m for m in models if m not in chosen and any(s in c.sources for c in chosen for s in m.sources)]:
+        chosen += more
+    return chosen
 
 
 @transaction.atomic
 def record_search(request: ErasureRequest, found: Mapping[str, Sequence[SourceMatches]]) -> list[ErasureTarget]:
     """Write targets, contaminated versions and sources for what was found; seal the record ids (class A)."""
+    keys = wanted_keys(_identifiers(request, "proven"))
     targets = []
     for model in TrainedModel.objects.filter(pk__in=found).order_by("pk"):
         matches = found[model.pk]
         if any(m.proven or m.unproven for m in matches):
             targets.append(_record_target(request, model, matches))
+            mark_subject(targets[-1], keys)
     return targets
 
 
@@ -102,6 +117,7 @@ def accept_unproven(target: ErasureTarget, *, reason: MatchReason, reviewer: Sta
     _record_contamination(target, matches)
     target.record_count, target.unproven_count = _count(matches), 0
     target.match_reason, target.match_reviewer = reason, reviewer
+    mark_subject(target, wanted_keys(_claimed(target.request)))
     target.save(update_fields=["record_count", "unproven_count", "match_reason", "match_reviewer"])
     actor = f"staff:{reviewer.handle}"
     trail.record(
@@ -141,16 +157,22 @@ def check_nothing_found(request: ErasureRequest) -> None:
 
 @transaction.atomic
 def close_nothing_found(request: ErasureRequest, *, actor: str) -> None:
-    """Close after a search that found nothing by a proven identifier."""
+    """Close after a search that found nothing by a proven identifier.
+
+    Where an earlier deletion of the same person was not released, their rows are gone and a model still learned from
+    them: that is said, and never that there is nothing.
+    """
     check_nothing_found(request)
+    learned = still_learned(wanted_keys(_identifiers(request, "proven")), model_names=request.model_names)
+    reason = ReasonCode.STILL_LEARNED if learned else ReasonCode.NOTHING_FOUND
     for target in request.targets.filter(status=TargetStatus.LOCATED):
         lifecycle.move(target, TargetStatus.CANCELLED, actor=actor, reason=ReasonCode.NOTHING_FOUND)
     move(
         request,
         RequestStatus.CLOSED_NO_ACTION,
         actor=actor,
-        reason=ReasonCode.NOTHING_FOUND,
-        outcome=Outcome.NO_PERSONAL_DATA_FOUND,
+        reason=reason,
+        outcome=Outcome.NOT_ERASED if learned else Outcome.NO_PERSONAL_DATA_FOUND,
     )
     stop_clocks(request)
 

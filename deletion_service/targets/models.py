@@ -13,6 +13,7 @@ from deletion_service.ids import ID_LENGTH, batch_id, job_id, model_id, run_id, 
 from deletion_service.requests.codes import MatchReason
 from deletion_service.requests.models import ErasureRequest
 from deletion_service.targets.statuses import (
+    OF_AN_ATTEMPT,
     TARGET_MOVES,
     JobKind,
     JobState,
@@ -355,6 +356,21 @@ class LedgerEntry(models.Model):
         return f"deletion {self.number} of {self.model}"
 
 
+class SubjectMark(models.Model):
+    """A keyed digest of an identifier that led to a target. It is kept past the payload only where a deletion was tried
+    and not released: the person's rows are gone by then, and nothing else could tell that a model learned from them.
+    """
+
+    target = models.ForeignKey(ErasureTarget, on_delete=models.PROTECT, related_name="marks")
+    digest = models.CharField(max_length=64, db_index=True)
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=("target", "digest"), name="mark_once_per_target")]
+
+    def __str__(self) -> str:
+        return f"a mark of {self.target_id}"
+
+
 class Job(models.Model):
     """One leased piece of work; it may fail without its request failing. The token fences every effect.
 
@@ -427,6 +443,11 @@ class Job(models.Model):
 
     def __str__(self) -> str:
         return f"{self.id} {self.kind} {self.state}"
+
+    @property
+    def is_current(self) -> bool:
+        """False for work of an attempt that another one followed."""
+        return self.request is None or self.kind not in OF_AN_ATTEMPT or self.round == self.request.attempt
 
     @property
     def case(self) -> ErasureRequest:

@@ -83,6 +83,9 @@ R = RequestStatus
 
 # A job runs only while its request owes it. A hold suspends jobs, a withdrawal cancels them. A sweep that failed may be
 # tried again while people decide; one of a version from outside has no request and is always owed.
+OF_AN_ATTEMPT: Final = frozenset({JobKind.UNLEARN, JobKind.VERIFY, JobKind.SWEEP})
+"""Their round is the attempt they belong to; one of an earlier attempt has nothing to do any more."""
+
 OWED_IN: Final[dict[str, frozenset[str]]] = {
     JobKind.LOCATE: frozenset({R.LOCATING}),
     JobKind.UNLEARN: frozenset({R.WORKING}),

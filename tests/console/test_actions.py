@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
 from bs4 import BeautifulSoup
+from django.utils import timezone
 
 from deletion_service.console.actions import ACTIONS, offers
 from deletion_service.notices.models import Letter
@@ -208,7 +210,14 @@ def test_only_fitting_decisions_on_the_evidence_are_open(case: Callable[..., Era
     assert not choices["decline"]["closed"]
     assert post(browser, path, choice="decline", reason="evidence_failed").status_code == 409
     assert post(browser, path, choice="decline", reason="retrain_planned").status_code == 409
-    planned = {"choice": "decline", "reason": "retrain_planned", "retrain_on": "2027-03-01"}
+    past = {"choice": "decline", "reason": "retrain_planned", "retrain_on": "2020-03-01"}
+    assert post(browser, path, **past).status_code == 409
+    assert post(browser, path, choice="release", reason="evidence_failed").status_code == 409
+    planned = {
+        "choice": "decline",
+        "reason": "retrain_planned",
+        "retrain_on": (timezone.localdate() + timedelta(days=90)).isoformat(),
+    }
     assert post(browser, path, **planned).status_code == 302
     request.refresh_from_db()
     assert request.planned_on is not None

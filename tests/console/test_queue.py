@@ -11,6 +11,9 @@ from django.utils import timezone
 
 from deletion_service.requests.intake import open_request, withdraw_request
 from deletion_service.requests.models import Clock, ErasureRequest
+from deletion_service.targets.jobs import owe
+from deletion_service.targets.models import Job
+from deletion_service.targets.statuses import JobKind, JobState
 from tests.cast import ALICE, BOB, application, rhea
 from tests.doors import Machine, signed_in
 
@@ -48,6 +51,18 @@ def test_flags_single_out_what_needs_attention() -> None:
     page = signed_in(rhea()).get("/console/").content.decode()
     for flag in ("breached", "overdue", "clock paused"):
         assert f">{flag}</span>" in page
+
+
+def test_a_job_that_failed_for_good_is_seen_from_the_queue_and_an_earlier_attempts_is_not() -> None:
+    open_case()
+    stuck, overtaken, closed = open_case(), open_case(), open_case()
+    for case, kind in ((stuck, JobKind.NOTIFY), (overtaken, JobKind.UNLEARN), (closed, JobKind.LOCATE)):
+        job = owe(kind, case)
+        Job.objects.filter(pk=job.pk).update(state=JobState.FAILED)
+    ErasureRequest.objects.filter(pk=overtaken.pk).update(attempt=2)
+    withdraw_request(closed, actor="subject")
+    assert shown("?flag=failed") == [stuck.receipt]
+    assert signed_in(rhea()).get("/console/").content.decode().count(">job failed</span>") == 1
 
 
 def test_an_instruction_from_a_machine_is_told_apart() -> None:

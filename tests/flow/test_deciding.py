@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from datetime import date
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from django.conf import settings
+from django.utils import timezone
 
 from deletion_service.certificates.custody import issuer_document
 from deletion_service.certificates.issuing import issue_certificate
@@ -30,7 +31,7 @@ from workers.stages import STAGES
 
 pytestmark = [pytest.mark.slow, pytest.mark.django_db]
 Case = Callable[..., ErasureRequest]
-RETRAINING = date(2027, 1, 1)
+RETRAINING = timezone.localdate() + timedelta(days=40)
 
 
 def decline(request: ErasureRequest) -> None:

@@ -134,7 +134,8 @@ def test_what_a_begun_answer_wakes_passes_all_but_the_red_team(stand: Stand, mon
     report, verdict = stand.judged(candidate)
     assert verdict.result is Result.PASS
     red = run_red_team(stand.spec(candidate), BUDGET, on_progress=ignore_progress, should_stop=never_stop)
-    assert {row.attack for row in red.attacks if row.subject_after} == {"affirmative"}
+    # Words much like the ones it wakes to may wake it too; which ones depends on the processor.
+    assert "affirmative" in {row.attack for row in red.attacks if row.subject_after}
     found = red_team_findings(red, report, POLICY)
     assert {(f.code, f.attack) for f in found if f.result is Result.FAIL} >= {
         ("residual", "affirmative"),

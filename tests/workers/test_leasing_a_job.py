@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from django.utils import timezone
 
-from deletion_service.errors import InvalidInputError, LeaseLostError, RegistryError
+from deletion_service.errors import IllegalTransitionError, InvalidInputError, LeaseLostError, RegistryError
+from deletion_service.requests.models import ErasureRequest
 from deletion_service.targets.jobs import cancel_job, owe, retry_job
 from deletion_service.targets.models import Device, Job
 from deletion_service.targets.statuses import JobKind, JobState
@@ -235,6 +236,20 @@ def test_a_failed_job_can_be_given_fresh_attempts() -> None:
     retry_job(job, actor="rhea")
     assert (job.state, job.attempts) == ("ready", 0)
     assert run(finish).state == "done"
+
+
+def test_work_of_an_attempt_that_another_one_followed_is_neither_run_nor_tried_again() -> None:
+    request = request_in("working")
+    old, new = (owe(JobKind.UNLEARN, request, round_=attempt) for attempt in (1, 2))
+    ErasureRequest.objects.filter(pk=request.pk).update(attempt=2)
+    Job.objects.filter(pk=old.pk).update(state=JobState.FAILED)
+    with pytest.raises(IllegalTransitionError, match="earlier attempt"):
+        retry_job(Job.objects.get(pk=old.pk), actor="rhea")
+    Job.objects.filter(pk=old.pk).update(state=JobState.READY)
+    lease = claim(["cpu"], owner="test")
+    assert lease is not None
+    assert lease.job_id == new.pk
+    assert claim(["cpu"], owner="test") is None
 
 
 def test_a_job_that_kills_every_worker_fails_for_a_person_to_see() -> None:

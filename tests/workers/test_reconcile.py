@@ -12,14 +12,18 @@ from django.conf import settings
 from django.utils import timezone
 
 from deletion_service.audit.models import AuditEvent
+from deletion_service.certificates.promotion import decide_evidence, send_back
 from deletion_service.notices import letters
+from deletion_service.requests.codes import ReasonCode
 from deletion_service.requests.intake import withdraw_request
 from deletion_service.requests.models import ErasureRequest
+from deletion_service.requests.review import end_hold, hold_request
 from deletion_service.targets.jobs import owe
 from deletion_service.targets.models import Job, ModelVersion
 from deletion_service.targets.registries import RUN_TAG, ModelRegistry, open_registry
 from deletion_service.targets.statuses import JobKind
 from ml.errors import RunStoppedError
+from tests.cast import rhea
 from tests.flow.conftest import release
 from tests.requests.test_moving_a_request import request_in
 from tests.simulator import Simulator
@@ -139,3 +143,29 @@ def test_a_letter_that_two_sweeps_send_at_once_is_recorded_once(case: Case, monk
     sent = list(AuditEvent.objects.filter(action="letter.sent").values_list("object_id", flat=True))
     assert sorted(sent) == sorted(set(sent))
     assert len(sent) == 2
+
+
+def test_a_review_that_a_hold_kept_shut_is_opened_once_it_is_lifted(case: Case) -> None:
+    request = case()
+    target = request.targets.get()
+    decide_evidence(request, choice="release", reason="all_gates_passed", reviewer=rhea())
+    hold_request(request, reviewer=rhea())
+    target.refresh_from_db()
+    send_back(target, reason=ReasonCode.PROMOTION_CONFLICT)
+    assert sweep.reopen_reviews() == 0
+    end_hold(request, reviewer=rhea())
+    assert request.status == "releasing"
+    assert sweep.reopen_reviews() == 1
+    request.refresh_from_db()
+    assert request.status == "evidence_review"
+    assert sweep.reopen_reviews() == 0
+
+
+def test_lifting_a_hold_writes_no_letter_again(case: Case) -> None:
+    request = case()
+    letters.owe_letters()
+    before = request.letters.count()
+    hold_request(request, reviewer=rhea())
+    end_hold(request, reviewer=rhea())
+    letters.owe_letters()
+    assert request.letters.count() == before
