@@ -67,7 +67,7 @@ def test_a_declined_pass_ends_with_a_report_that_claims_no_erasure_and_a_letter_
     assert [row.code for row in result.statement.facts.evaluation.unmet] == ["declined"]
     letter = " ".join(request.letters.get(kind="COM-06").text.split())
     assert "passed its tests, but we decided not to release it" in letter
-    assert "planned for 2027-01-01" in letter
+    assert f"planned for {RETRAINING.isoformat()}" in letter
 
 
 def test_what_serves_already_cannot_be_declined_but_can_be_released_again(case: Case, monkeypatch: Any) -> None:
