@@ -172,6 +172,9 @@ class Promotion(models.Model):
             models.UniqueConstraint(
                 fields=("model",), condition=Q(status="decided"), name="one_pending_promotion_per_model"
             ),
+            models.CheckConstraint(
+                condition=Q(status__in=["decided", "confirmed", "conflict"]), name="promotion_status_is_known"
+            ),
             models.CheckConstraint(condition=~Q(from_version=F("to_version")), name="promotion_changes_the_version"),
         ]
 
@@ -216,6 +219,11 @@ class Certificate(models.Model):
                 condition=~Q(status="discarded"),
                 name="certificate_once_per_decision",
             ),
+            models.CheckConstraint(
+                condition=Q(status__in=["drafted", "discarded", "issued", "published", "revoked"]),
+                name="certificate_status_is_known",
+            ),
+            models.CheckConstraint(condition=Q(verdict__in=Verdict.values), name="certificate_verdict_is_known"),
             models.CheckConstraint(
                 condition=Q(issued_by=None) | ~Q(issued_by=F("evidence_approver")),
                 name="certificate_issued_by_a_second_person",

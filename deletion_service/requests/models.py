@@ -68,6 +68,12 @@ class ErasureRequest(models.Model):
             models.CheckConstraint(condition=Q(regime__in=Regime.values), name="request_regime_is_known"),
             models.CheckConstraint(condition=Q(outcome__in=[*Outcome.values, ""]), name="request_outcome_is_known"),
             models.CheckConstraint(
+                condition=Q(held_status__in=[*RequestStatus.values, ""]), name="request_held_status_is_known"
+            ),
+            models.CheckConstraint(condition=Q(ground__in=[*Ground.values, ""]), name="request_ground_is_known"),
+            models.CheckConstraint(condition=Q(refusal__in=[*Refusal.values, ""]), name="request_refusal_is_known"),
+            models.CheckConstraint(condition=Q(outcome_plan__in=OutcomePlan.values), name="request_plan_is_known"),
+            models.CheckConstraint(
                 condition=Q(status__in=TERMINAL_STATUSES, closed_at__isnull=False)
                 | (~Q(status__in=TERMINAL_STATUSES) & Q(closed_at=None)),
                 name="request_closed_at_if_and_only_if_terminal",
@@ -145,6 +151,14 @@ class IdentityCheck(models.Model):
     reminded_at = models.DateTimeField(null=True, blank=True)
     decided_at = models.DateTimeField(null=True, blank=True)
 
+    class Meta:
+        constraints = [
+            models.CheckConstraint(condition=Q(level__in=["L0", "L1"]), name="identity_check_level_is_known"),
+            models.CheckConstraint(
+                condition=Q(status__in=["pending", "accepted", "expired"]), name="identity_check_status_is_known"
+            ),
+        ]
+
     def __str__(self) -> str:
         return f"{self.request_id} {self.level} {self.status}"
 
@@ -175,6 +189,10 @@ class Clock(models.Model):
         ordering = ("due_on", "id")
         constraints = [
             models.UniqueConstraint(fields=("request", "kind"), name="clock_kind_is_unique_per_request"),
+            models.CheckConstraint(
+                condition=Q(state__in=["running", "paused", "met", "breached", "cancelled"]),
+                name="clock_state_is_known",
+            ),
             models.CheckConstraint(condition=Q(due_on__gte=F("base_due_on")), name="clock_due_is_not_before_base"),
             models.CheckConstraint(
                 condition=~Q(state="breached") | Q(breached_at__isnull=False), name="clock_breach_has_a_time"

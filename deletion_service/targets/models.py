@@ -75,6 +75,9 @@ class ModelVersion(models.Model):
                 fields=("model",), condition=Q(status="serving"), name="one_serving_version_per_model"
             ),
             models.CheckConstraint(condition=Q(status__in=VersionStatus.values), name="version_status_is_known"),
+            models.CheckConstraint(
+                condition=Q(kind__in=["base", "finetune", "unlearned"]), name="version_kind_is_known"
+            ),
             models.CheckConstraint(condition=Q(kind="base") | Q(base__isnull=False), name="version_has_a_base"),
         ]
 
@@ -126,6 +129,7 @@ class ErasureBatch(models.Model):
     class Meta:
         constraints = [
             models.UniqueConstraint(fields=("model",), condition=Q(status="open"), name="one_open_batch_per_model"),
+            models.CheckConstraint(condition=Q(status__in=["open", "closed"]), name="batch_status_is_known"),
         ]
 
     def __str__(self) -> str:
@@ -156,6 +160,9 @@ class ErasureTarget(models.Model):
             models.UniqueConstraint(fields=("request", "model"), name="target_is_unique_per_request_and_model"),
             models.CheckConstraint(condition=Q(status__in=TargetStatus.values), name="target_status_is_known"),
             models.CheckConstraint(condition=Q(verdict__in=Verdict.values), name="target_verdict_is_known"),
+            models.CheckConstraint(
+                condition=Q(match_reason__in=[*MatchReason.values, ""]), name="target_match_reason_is_known"
+            ),
             models.CheckConstraint(
                 condition=~Q(status__in=["releasing", "released"]) | Q(verdict="PASS"),
                 name="only_a_passing_target_is_released",
@@ -215,6 +222,10 @@ class ContaminatedVersion(models.Model):
     class Meta:
         constraints = [
             models.UniqueConstraint(fields=("target", "version"), name="contaminated_version_once_per_target"),
+            models.CheckConstraint(condition=Q(action__in=["deleted", "retained"]), name="retirement_action_is_known"),
+            models.CheckConstraint(
+                condition=Q(probe__in=["gone", "still_readable", "unknown"]), name="retirement_probe_is_known"
+            ),
             models.CheckConstraint(
                 condition=~Q(action="retained") | Q(retain_until__isnull=False), name="retention_has_a_date"
             ),
@@ -247,6 +258,12 @@ class SourceErasure(models.Model):
     class Meta:
         constraints = [
             models.UniqueConstraint(fields=("target", "name"), name="source_once_per_target"),
+            models.CheckConstraint(
+                condition=Q(action__in=["pending", "deleted", "tombstoned"]), name="source_action_is_known"
+            ),
+            models.CheckConstraint(
+                condition=Q(probe__in=["gone", "still_present", "unknown"]), name="source_probe_is_known"
+            ),
         ]
 
     def __str__(self) -> str:
@@ -281,6 +298,9 @@ class UnlearningRun(models.Model):
         ordering = ("batch", "attempt")
         constraints = [
             models.UniqueConstraint(fields=("batch", "attempt"), name="run_attempt_is_unique_per_batch"),
+            models.CheckConstraint(
+                condition=Q(status__in=["planned", "unlearned", "verified"]), name="run_status_is_known"
+            ),
             models.CheckConstraint(
                 condition=Q(status="planned") | Q(candidate__isnull=False), name="run_has_a_candidate_once_unlearned"
             ),
@@ -416,6 +436,7 @@ class Job(models.Model):
         ]
         constraints = [
             models.CheckConstraint(condition=Q(state__in=JobState.values), name="job_state_is_known"),
+            models.CheckConstraint(condition=Q(kind__in=JobKind.values), name="job_kind_is_known"),
             models.CheckConstraint(
                 condition=Q(state="leased", lease_until__isnull=False) | (~Q(state="leased") & Q(lease_until=None)),
                 name="job_lease_if_and_only_if_leased",

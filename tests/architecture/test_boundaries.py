@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from django.apps import apps
+from django.db.models import CheckConstraint, Q
 
 from deletion_service.dispatch import TASK_NAMES
 from deletion_service.requests.statuses import MOVES, RequestStatus
@@ -78,6 +80,24 @@ def test_the_move_tables_know_every_status() -> None:
     assert set(TARGET_MOVES) == set(TargetStatus.values)
     for table in (MOVES, TARGET_MOVES):
         assert {new for allowed in table.values() for new in allowed} <= set(table)
+
+
+def test_the_database_knows_every_word_that_a_row_may_come_to_hold() -> None:
+    """`choices` constrain forms, not rows. Rows that are written once are left out: no later write can spoil them."""
+    loose = []
+    for model in apps.get_models():
+        if not model.__module__.startswith("deletion_service.") or "Append-only" in (model.__doc__ or ""):
+            continue
+        checks = [c.condition for c in model._meta.constraints if isinstance(c, CheckConstraint)]
+        # A list that stands alone, not one side of an "or": that one would be a rule for some rows only.
+        alone = [check.children[0] for check in checks if isinstance(check, Q) and len(check.children) == 1]
+        listed = [(child[0].removesuffix("__in"), child[1]) for child in alone if child[0].endswith("__in")]
+        known = {name: set(words) for name, words in listed}
+        for field in model._meta.get_fields():
+            words = {value for value, _ in getattr(field, "choices", None) or ()}
+            if words and known.get(field.name, set()) - {""} != words:
+                loose.append(f"{model.__name__}.{field.name}")
+    assert loose == []
 
 
 def test_only_the_settings_read_the_environment() -> None:
