@@ -18,6 +18,7 @@ from deletion_service.requests.codes import (
 )
 from deletion_service.requests.models import ErasureRequest
 from deletion_service.requests.statuses import RequestStatus
+from ml.digests import sha256_hex
 
 _CHOOSE: Final = [("", "Choose one")]
 
@@ -50,9 +51,10 @@ class DecisionForm(forms.Form):
 
 
 def state_of(case: ErasureRequest) -> str:
-    """Return what changes whenever a case changes."""
+    """Return what changes whenever a case changes, a proposed refusal's words among it: who confirms has read them."""
     last = case.events.order_by("-id").values_list("id", flat=True).first()
-    return f"{case.status}.{case.attempt}.{last}.{case.refusal}"
+    note = sha256_hex(case.refusal_note.encode())[:16]
+    return f"{case.status}.{case.attempt}.{last}.{case.refusal}.{case.reviewer_id}.{note}"
 
 
 class GroundForm(DecisionForm):

@@ -133,6 +133,16 @@ def test_an_excessive_request_is_refused_by_two_people_only(proven: ErasureReque
     assert proven.events.get(new_status="refused").actor == "staff:reviewer-2"
 
 
+def test_a_refusal_is_confirmed_in_the_words_that_were_read(proven: ErasureRequest) -> None:
+    first, second, base = signed_in(rhea()), signed_in(second_reviewer()), f"/console/cases/{proven.pk}"
+    post(first, f"{base}/do/refuse", refusal="excessive", note="The fortieth this month.")
+    read = second.get(f"{base}/do/confirm-refusal").context["form"].initial["seen"]
+    post(first, f"{base}/do/refuse", refusal="excessive", note="Something else altogether.")
+    assert second.post(f"{base}/do/confirm-refusal", {"seen": read}).status_code == 409
+    proven.refresh_from_db()
+    assert proven.status == "in_review"
+
+
 def test_a_question_waits_for_an_answer_and_an_instruction_gets_none(proven: ErasureRequest) -> None:
     browser, base = signed_in(rhea()), f"/console/cases/{proven.pk}/do"
     assert post(browser, f"{base}/ask").status_code == 302
