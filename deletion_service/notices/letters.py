@@ -36,7 +36,7 @@ from ml.digests import sha256_hex
 
 S = RequestStatus
 
-TEMPLATE_VERSION: Final = 1
+TEMPLATE_VERSION: Final = 2
 LETTER_OF: Final[dict[str, str]] = {
     S.AWAITING_VERIFICATION: "COM-01",
     S.AWAITING_SUBJECT: "COM-03",
@@ -189,6 +189,9 @@ def _letter_context(request: ErasureRequest) -> dict[str, Any]:
         "still_learned": request.status == S.CLOSED_NO_ACTION and request.outcome == Outcome.NOT_ERASED,
         "declined": request.targets.filter(status=TargetStatus.NOT_RELEASED, verdict=Verdict.PASS).exists(),
         "resurfaced": request.targets.filter(status=TargetStatus.NOT_RELEASED, sweeps__result=Verdict.FAIL).exists(),
+        "marked": request.targets.filter(status=TargetStatus.NOT_RELEASED, marks__isnull=False).exists(),
+        "tried": request.targets.filter(batch__runs__status="verified", marks__isnull=False).exists(),
+        "mark_days": settings.MARK_DAYS,
         "vault": sealed_vault(request),
         "planned_on": request.planned_on.isoformat() if request.planned_on else "",
         "refusal": request.get_refusal_display(),

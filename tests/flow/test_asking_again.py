@@ -67,6 +67,19 @@ def test_alice_is_told_that_a_model_still_learned_from_her(not_forgotten: Erasur
     assert "found nothing" not in letter(request)
 
 
+def test_whoever_is_kept_to_be_known_again_is_told_so_and_nobody_else(
+    not_forgotten: ErasureRequest, case: Case, simulator: Simulator
+) -> None:
+    told = " ".join(not_forgotten.letters.get(kind="COM-06").text.split())
+    assert "we keep a keyed digest of the identifiers you proved" in told
+    simulator.alter = lambda report: report
+    erased = release(case(BOB, model=False))
+    issue_certificate(Certificate.objects.get(target__request=erased), member=second_reviewer())
+    run_all_jobs()
+    reconcile()
+    assert "keyed digest" not in erased.letters.get(kind="COM-06").text
+
+
 def test_nobody_else_is_told_anything_of_it(not_forgotten: ErasureRequest) -> None:
     stranger = again(Identifier("email", "stranger@mail.example"))
     assert (stranger.status, stranger.outcome) == ("closed_no_action", "no_personal_data_found")
@@ -142,10 +155,12 @@ def test_withdrawing_before_anything_was_judged_costs_nothing_and_old_withdrawal
     withdraw_request(first, actor="subject")
     reconcile()
     assert not SubjectMark.objects.filter(target__request=first).exists()
+    assert "keyed digest" not in first.letters.get(kind="COM-10").text
     second = case(BOB, model=False)
     withdraw_request(second, actor="subject")
     reconcile()
     assert SubjectMark.objects.filter(target__request=second).exists()
+    assert f"for {settings.MARK_DAYS} days" in second.letters.get(kind="COM-10").text
     long_ago = timezone.now() - timedelta(days=settings.MARK_DAYS + 1)
     ErasureRequest.objects.filter(pk=second.pk).update(closed_at=long_ago)
     reconcile()
