@@ -35,7 +35,7 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Pool:
 def test_the_full_pool_has_the_models_and_pairs_that_the_specification_asks_for(pool: Pool) -> None:
     learned = [(tune.number, person.person) for tune in pool.fine_tunes for person in tune.scored]
     left_out = [(tune.number, person.person) for tune in pool.fine_tunes for person in tune.left_out]
-    assert len(pool.fine_tunes) >= 24
+    assert len(pool.fine_tunes) >= 30
     assert min(len(set(learned)), len(set(left_out))) >= FEWEST_PAIRS
     assert not set(learned) & set(left_out)
 
@@ -119,9 +119,9 @@ def test_names_of_jobs_are_unique_and_every_later_job_finds_what_it_needs(tmp_pa
     trial = Trial(tmp_path, FULL, seed=1)
     names = list(trial.jobs())
     assert names[0] == "base"
-    assert len([name for name in names if name.startswith("train-")]) == 24
+    assert len([name for name in names if name.startswith("train-")]) == 30
     cells = [name for name in names if name.startswith("cell-") and name.count("-") == 2]
-    assert len(cells) == 96
+    assert len(cells) == 120
     for cell in cells:
         assert names.index(f"train-{cell.split('-')[1]}") < names.index(cell)
 
