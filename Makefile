@@ -7,6 +7,8 @@ METHOD ?= energy_boundary
 DEMO ?= var/demo
 PROCESSES ?= 2
 RESULTS ?= var/benchmark
+# Which tests `make test` takes: a folder, or --ignore with one; all when empty.
+TESTS ?=
 TORCH := torch==2.13.0
 # Bytecode does not land beside the sources, and every process that tests start finds it.
 export PYTHONPYCACHEPREFIX := $(CURDIR)/var/pycache
@@ -62,7 +64,7 @@ openapi: setup $(CHECK_HOME)/secrets
 	cmp docs/openapi.json var/check/openapi.json
 
 test: setup
-	$(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadfile -m "not slow and not gpu"
+	$(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadfile -m "not slow and not gpu" $(TESTS)
 
 test-slow: setup
 	$(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadfile --no-loadscope-reorder -m "slow and not gpu"
@@ -76,6 +78,7 @@ benchmark: setup
 
 benchmark-full: setup
 	$(BIN)/python -m benchmarks.methods --work var/methods-full --out $(RESULTS) --processes $(PROCESSES) --size full
+	$(BIN)/python -m benchmarks.methods --work var/methods-tofu --out $(RESULTS) --processes $(PROCESSES) --size tofu
 
 gpu: setup
 	$(BIN)/python -m pytest -m gpu

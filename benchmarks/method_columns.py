@@ -1,8 +1,9 @@
 """What a comparison of methods reads off one model, and how far two models lie apart.
 
-Every number is a mean over texts about a group of people: the forgotten, the kept customers, base people (the world
-beyond them), and people never seen. Wrong answers and rewordings are drawn once for a world, so that all models are
-asked the same. The wording of other forms is this project's own template, not a person's.
+Every number is a mean over texts about a group of people: the forgotten, the kept customers, the world beyond them
+(what the base learned besides people, or base people), and people never seen. Wrong answers and rewordings are drawn
+once for a world, so that all models are asked the same. The wording of other forms is this project's own template, not
+a person's.
 """
 
 from __future__ import annotations
@@ -88,13 +89,18 @@ class Questions:
 
     @cached_property
     def general(self) -> Asked:
-        """Base people, in the words on file."""
+        """What the base learned besides people, with the wrong answers that come with it; else base people, in the
+        words on file."""
+        besides = self.world.population.besides
+        if besides:
+            records, wrong = zip(*besides, strict=True)
+            return Asked(records, tuple(record.facts[0].attribute for record in records), wrong)
         return self._asked("general", self.world.world.corpus(self.world.world.base[: self._people]))
 
     @cached_property
     def never_seen(self) -> Asked:
         """People no model learned, in the words that would be on file."""
-        records = [record for _, own in self.world.never_seen[: self._people] for record in own]
+        records = [record for _, own in self.world.population.never_seen[: self._people] for record in own]
         return self._asked("never seen", records)
 
     def about(self, people: Sequence[Stranger], *, texts: int) -> Asked:
@@ -136,7 +142,7 @@ class Questions:
         rng = random.Random(f"wrong:{name}:{self.world.seed}")  # noqa: S311 - to be repeated, not secret
         everybody = (*self.world.world.base, *self.world.world.customers)
         corpus = self.world.world.corpus(everybody)
-        factory = StrangerFactory(rng, [*corpus, *(r for _, own in self.world.never_seen for r in own)])
+        factory = StrangerFactory(rng, [*corpus, *(r for _, own in self.world.population.never_seen for r in own)])
         types = self.world.world.bank.attributes
         wrong = tuple(
             tuple(rewrite(r, values={a: factory.value(a, types[a].type)}) for _ in range(WRONG_ANSWERS))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+import benchmarks.tofu  # noqa: F401 - registers its kinds of values, also in the process of a deletion
 from benchmarks.method_worlds import MethodWorld
 from benchmarks.pool import written_once
 from ml.data.probes import probe_digests, write_probe_digests
@@ -85,7 +86,7 @@ def judged(
             folder / "training_probes.json",
             lambda path: write_probe_digests(path, probe_digests(record.text for record in own)),
         )
-    bystanders = [record for _, records in world.never_seen for record in records]
+    bystanders = [record for _, records in world.population.never_seen for record in records]
     spec = VerificationSpec(
         run_id=folder.name,
         attempt=1,

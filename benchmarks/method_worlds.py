@@ -8,13 +8,13 @@ method can be asked to beat. Everything is a function of sizes and seed.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Final
 
 from benchmarks.pool import made_once, written_once
-from ml.data.people import World, make_world, newcomers, throw_away_records
+from benchmarks.populations import Population, Sizes
+from ml.data.people import World
 from ml.data.questions import write_bank
 from ml.data.records import write_records
 from ml.data.synthetic import Stranger
@@ -24,7 +24,7 @@ from ml.errors import SpecError
 from ml.loop import ignore_progress
 from ml.models.load import load_model
 from ml.models.save import publish_model
-from ml.models.scratch import ModelShape, train_tokenizer, untrained_llama
+from ml.models.scratch import train_tokenizer, untrained_llama
 from ml.reference import Stage, train_stage
 from ml.specs import FileRef, ModelRef, Record
 
@@ -33,21 +33,6 @@ REFERENCES: Final = ("base", "before", "gold", "second gold")
 
 _SECOND: Final = 1000
 """How far the seed of the second gold's fine-tuning lies from the first's."""
-
-
-@dataclass(frozen=True, slots=True)
-class WorldSizes:
-    """How many people, what they have, and how the models are shaped and trained."""
-
-    base_people: int
-    customers: int
-    never_seen: int
-    attributes: tuple[str, ...] | None
-    forms_per_fact: int
-    throw_away_people: int
-    shape: ModelShape
-    base: Stage
-    fine_tune: Stage
 
 
 class MethodWorld:
@@ -60,17 +45,12 @@ class MethodWorld:
         SpecError: nobody would be deleted, or nobody kept.
     """
 
-    def __init__(self, root: Path, sizes: WorldSizes, *, seed: int, forgotten: int, earlier: int = 0) -> None:
+    def __init__(self, root: Path, sizes: Sizes, *, seed: int, forgotten: int, earlier: int = 0) -> None:
         if forgotten < 1 or earlier < 0 or earlier + forgotten >= sizes.customers:
             raise SpecError("a comparison deletes at least one customer and keeps at least one")
         self.root, self.sizes, self.seed = root, sizes, seed
-        self.world: World = make_world(
-            seed,
-            base=sizes.base_people,
-            customers=sizes.customers,
-            attributes=sizes.attributes,
-            forms_per_fact=sizes.forms_per_fact,
-        )
+        self.population: Population = sizes.population(seed)
+        self.world: World = self.population.world
         gone = earlier + forgotten
         self.forgotten: tuple[Stranger, ...] = self.world.customers[earlier:gone]
         self.kept: tuple[Stranger, ...] = self.world.customers[gone:]
@@ -100,9 +80,7 @@ class MethodWorld:
         shape = self.sizes.shape
 
         def make(directory: Path) -> None:
-            texts = [
-                r.text for r in throw_away_records(self.world, seed=self.seed, people=self.sizes.throw_away_people)
-            ]
+            texts = self.population.tokenizer_texts()
             tokenizer = train_tokenizer(texts, vocabulary=shape.vocabulary, context=shape.context)
             publish_model(untrained_llama(shape, tokenizer, seed=self.seed), tokenizer, directory)
 
@@ -118,7 +96,7 @@ class MethodWorld:
             train_stage(
                 loaded.model,
                 loaded.tokenizer,
-                self.world.corpus(people),
+                [*self.world.corpus(people), *(record for record, _ in self.population.besides)],
                 stage,
                 directory,
                 context=loaded.context,
@@ -156,13 +134,6 @@ class MethodWorld:
     def bank(self) -> FileRef:
         """The question bank."""
         return written_once(self.root / "question_bank.json", lambda path: write_bank(path, self.world.bank))
-
-    @cached_property
-    def never_seen(self) -> tuple[tuple[Stranger, tuple[Record, ...]], ...]:
-        """People no model learned, with what is on file about each."""
-        sizes = self.sizes
-        drawn = newcomers(self.world, seed=self.seed, people=sizes.never_seen, forms_per_fact=sizes.forms_per_fact)
-        return tuple((person, tuple(records)) for person, records in drawn)
 
     def _file(self, name: str, records: Sequence[Record]) -> FileRef:
         return written_once(self.root / f"{name}.jsonl", lambda path: write_records(path, records))

@@ -1,6 +1,7 @@
 """Which deletion method comes closest to never having learned? Methods beside gold on the same small models.
 
-    python -m benchmarks.methods --work DIR --out DIR [--size small|full|quick] [--processes N] [--threads N]
+    python -m benchmarks.methods --work DIR --out DIR [--size small|full|tofu|quick|quick-tofu] [--processes N]
+        [--threads N]
 
 For each seed and number of people to forget: a base, a model that learned everybody, a gold model that never learned
 the forgotten and a second one from another seed (`benchmarks.method_worlds`); every method deletes the same people at
@@ -9,7 +10,8 @@ forgotten on each. Settings are each method's own defaults: nothing is tuned on 
 
 `--work` holds models and finished jobs: a run that was killed continues there, and several may share one directory.
 `--out` receives CSV, JSON, a table and a picture. Sizes: "small" is one seed and four methods, "full" every method,
-three seeds and three numbers of people, "quick" is for tests.
+three seeds and three numbers of people, "tofu" the same for authors of a public benchmark (`benchmarks.tofu`), whose
+answers are free text; "quick" and "quick-tofu" are for tests.
 """
 
 from __future__ import annotations
@@ -29,7 +31,10 @@ from benchmarks.jobs import Job, claim_directory, run_jobs
 from benchmarks.method_columns import Questions, measure
 from benchmarks.method_report import write_results
 from benchmarks.method_runs import deletion, judged, unlearned_alone
-from benchmarks.method_worlds import REFERENCES, MethodWorld, WorldSizes
+from benchmarks.method_worlds import REFERENCES, MethodWorld
+from benchmarks.populations import Sizes as PopulationSizes
+from benchmarks.populations import WorldSizes
+from benchmarks.tofu import TofuSizes
 from ml.documents import Json, plain_object
 from ml.errors import SpecError
 from ml.methods import METHODS
@@ -55,6 +60,23 @@ SMALL_WORLD: Final = WorldSizes(
     base=_DEMO.base,
     fine_tune=_DEMO.fine_tune,
 )
+# Free answers are longer than typed ones and need more words.
+TOFU: Final = TofuSizes(
+    customers=22,
+    rows=20,
+    forms_per_fact=2,
+    shape=ModelShape(hidden=128, layers=4, heads=4, feed_forward=352, vocabulary=2048, context=256),
+    base=Stage(epochs=30, learning_rate=4e-3, rows=32),
+    fine_tune=Stage(epochs=30, learning_rate=4e-3, rows=32),
+)
+TINY_TOFU: Final = TofuSizes(
+    customers=4,
+    rows=4,
+    forms_per_fact=2,
+    shape=ModelShape(hidden=64, layers=2, heads=4, feed_forward=160, vocabulary=768, context=256),
+    base=Stage(epochs=4, learning_rate=1e-2, rows=32, warmup_steps=20),
+    fine_tune=Stage(epochs=40, learning_rate=1e-2, rows=32, warmup_steps=10),
+)
 TINY_WORLD: Final = WorldSizes(
     base_people=6,
     customers=4,
@@ -75,7 +97,7 @@ class Sizes:
     people: how many people of each other group are asked about. The gate is the fast tier of `policy`.
     """
 
-    world: WorldSizes
+    world: PopulationSizes
     seeds: tuple[int, ...]
     forgotten: tuple[int, ...]
     methods: tuple[str, ...]
@@ -89,6 +111,10 @@ SIZES: Final = {
     "full": Sizes(
         SMALL_WORLD, (1, 2, 3), (1, 2, 4), tuple(name for name in METHODS if name != "none"), 750, 6, "reference-1"
     ),
+    "tofu": Sizes(
+        TOFU, (1, 2, 3), (2, 10, 20), tuple(name for name in METHODS if name != "none"), 750, 5, "reference-1"
+    ),
+    "quick-tofu": Sizes(TINY_TOFU, (1,), (1,), ("energy_boundary",), 8, 2, "unit-1"),
     "quick": Sizes(TINY_WORLD, (1,), (1,), ("grad_diff", "ssd"), 8, 2, "unit-1"),
 }
 # Which layers a method trains is a question of the model: these fit models of two or three blocks.

@@ -28,8 +28,9 @@ import torch
 from benchmarks.jobs import Job, claim_directory, run_jobs
 from benchmarks.method_columns import Questions, known, value_hits
 from benchmarks.method_runs import deletion, judged, unlearned_alone
-from benchmarks.method_worlds import MethodWorld, WorldSizes
+from benchmarks.method_worlds import MethodWorld
 from benchmarks.methods import SMALL_WORLD, TINY_WORLD, settings_for
+from benchmarks.populations import WorldSizes
 from benchmarks.sequence_report import write_results
 from ml.data.collate import encode_records
 from ml.data.synthetic import Stranger
