@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 from django.core import mail
@@ -47,6 +48,18 @@ def test_the_commitment_opens_with_the_nonce_and_with_nothing_else() -> None:
     assert stored == commitment(nonce, [ALICE_NAME, ALICE])
     assert stored != commitment(nonce, [MALLORY])
     assert stored != commitment(bytes(32), [ALICE, ALICE_NAME])
+
+
+def test_the_recipe_in_the_runbook_opens_the_commitment(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "runbook.md").read_text()
+    recipe = page.split("```python\n")[1].split("```")[0]
+    phone = Identifier("phone", "+49 (30) 1234-56")
+    opened = open_request(application(ALICE, also=(ALICE_NAME, phone)), actor="subject")
+    said = [["email", "alice.korvel@mail.example"], ["name", "alice korvel"], ["phone", "4930123456"]]
+    asked = '"0123 4567 …", [["email", "alice@mail.example"], ["name", "alice korvel"]]'
+    assert asked in recipe
+    exec(recipe.replace(asked, f"{opened.subject_nonce!r}, {said!r}"), {})
+    assert capsys.readouterr().out.strip() == opened.request.subject.commitment_sha256
 
 
 def test_the_mail_is_thin_and_its_link_proves_the_mailbox() -> None:
