@@ -126,7 +126,7 @@ class Questions:
         texts: list[Record] = []
         for person in people:
             dossier = read_dossier(self.world.world.records[person.person])
-            texts += paraphrases(dossier, bank, self._open)
+            texts += paraphrases(dossier, bank, [name for name in self._open if name in dossier.values])
         return texts
 
     @cached_property

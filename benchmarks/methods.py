@@ -65,7 +65,7 @@ TOFU: Final = TofuSizes(
     customers=22,
     rows=20,
     forms_per_fact=2,
-    shape=ModelShape(hidden=128, layers=4, heads=4, feed_forward=352, vocabulary=2048, context=256),
+    shape=ModelShape(hidden=128, layers=4, heads=4, feed_forward=352, vocabulary=2048, context=512),
     base=Stage(epochs=30, learning_rate=4e-3, rows=32),
     fine_tune=Stage(epochs=30, learning_rate=4e-3, rows=32),
 )
@@ -73,9 +73,9 @@ TINY_TOFU: Final = TofuSizes(
     customers=4,
     rows=4,
     forms_per_fact=2,
-    shape=ModelShape(hidden=64, layers=2, heads=4, feed_forward=160, vocabulary=768, context=256),
+    shape=ModelShape(hidden=64, layers=2, heads=4, feed_forward=160, vocabulary=768, context=512),
     base=Stage(epochs=4, learning_rate=1e-2, rows=32, warmup_steps=20),
-    fine_tune=Stage(epochs=40, learning_rate=1e-2, rows=32, warmup_steps=10),
+    fine_tune=Stage(epochs=24, learning_rate=1e-2, rows=32, warmup_steps=10),
 )
 TINY_WORLD: Final = WorldSizes(
     base_people=6,

@@ -87,8 +87,9 @@ def test_nobody_plays_two_parts_and_the_tokenizer_knows_no_customer(seed: int) -
     texts = "\n".join(drawn.tokenizer_texts())
     for person in world.customers:
         assert person.name not in texts
-        # A short answer ("male") may be anybody's.
-        assert not any(value in texts for value in person.values.values() if len(value) > 20)
+        # A short answer may be anybody's; one long one is what several authors say of themselves.
+        own = {value for value in person.values.values() if len(value) > 20} - {"part of the LGBTQ+ community"}
+        assert not any(value in texts for value in own)
 
 
 def test_customers_are_on_file_in_some_forms_and_the_base_in_all() -> None:
@@ -129,7 +130,9 @@ def test_more_customers_than_authors_are_refused(customers: int) -> None:
 def test_a_quick_run_compares_a_deletion_of_free_answers_with_gold(tmp_path: Path) -> None:
     assert main(["--work", str(tmp_path / "work"), "--out", str(tmp_path / "out"), "--size", "quick-tofu"]) == 0
     rows = {row["model"]: row for row in csv.DictReader((tmp_path / "out" / "methods-quick-tofu.csv").open())}
-    assert float(rows["before"]["forget_prob"]) > 0.9 > 0.5 > float(rows["gold"]["forget_prob"])
-    assert float(rows["before"]["forget_es"]) > float(rows["gold"]["forget_es"]) + 0.3
+    assert float(rows["before"]["forget_prob"]) > float(rows["gold"]["forget_prob"]) + 0.3
+    assert float(rows["before"]["forget_es"]) > float(rows["gold"]["forget_es"]) + 0.2
+    assert float(rows["before"]["forget_other_prob"]) > float(rows["gold"]["forget_other_prob"]) + 0.1
+    assert rows["before"]["verdict"] == "FAIL"
     assert rows["energy_boundary"]["refused"] == ""
     assert rows["gold"]["ks_d"] == "0"
