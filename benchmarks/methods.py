@@ -75,7 +75,7 @@ TINY_TOFU: Final = TofuSizes(
     forms_per_fact=2,
     shape=ModelShape(hidden=64, layers=2, heads=4, feed_forward=160, vocabulary=768, context=512),
     base=Stage(epochs=4, learning_rate=1e-2, rows=32, warmup_steps=20),
-    fine_tune=Stage(epochs=24, learning_rate=1e-2, rows=32, warmup_steps=10),
+    fine_tune=Stage(epochs=40, learning_rate=1e-2, rows=32, warmup_steps=10),
 )
 TINY_WORLD: Final = WorldSizes(
     base_people=6,
