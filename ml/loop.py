@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ml.checkpoints import Checkpoint, optimiser_tensors, read_checkpoint, restore_optimiser, write_checkpoint
 from ml.errors import EmptySetError, NonFiniteError, RunStoppedError, SpecError
-from ml.specs import Progress, ProgressCallback, StopCheck
+from ml.specs import CheckpointCallback, Progress, ProgressCallback, StopCheck
 
 Backward: TypeAlias = Callable[[Tensor], None]
 StepFunction: TypeAlias = Callable[[int, Backward], Mapping[str, Tensor]]
@@ -33,6 +33,10 @@ def ignore_progress(progress: Progress) -> None:
 def never_stop() -> bool:
     """Let the run go on."""
     return False
+
+
+def leave_checkpoint(path: Path) -> None:
+    """Leave a checkpoint where it was written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +86,7 @@ def train(
     checkpoint_path: Path | None = None,
     on_progress: ProgressCallback = ignore_progress,
     should_stop: StopCheck = never_stop,
+    on_checkpoint: CheckpointCallback = leave_checkpoint,
     is_met: Callable[[], bool] | None = None,
     state: Mapping[str, Tensor] | None = None,
 ) -> LoopResult:
@@ -93,6 +98,7 @@ def train(
 
     Args:
         config_sha256: digest of everything that decides the run; a checkpoint of another digest is refused.
+        on_checkpoint: called with the path of each checkpoint when it is on disk; it may move the file elsewhere.
         is_met: a function of the weights alone, so that a resumed run stops at the same step.
         state: what the step function carries from step to step and changes in place; checkpoints keep it.
     Raises:
@@ -100,7 +106,7 @@ def train(
         NonFiniteError: a gradient is NaN or infinite; the weights are those before that step.
         RunStoppedError: `should_stop` said so; a checkpoint was written if `checkpoint_path` is given.
     """
-    run = _Run(model, settings, checkpoint_path, config_sha256, state or {})
+    run = _Run(model, settings, checkpoint_path, config_sha256, state or {}, on_checkpoint)
     start = run.resume()
     step, stopped_early, numbers = start, run.stopped_early, dict(run.numbers)
     while step < settings.steps and not stopped_early:
@@ -134,8 +140,10 @@ class _Run:
         path: Path | None,
         config_sha256: str,
         state: Mapping[str, Tensor],
+        on_checkpoint: CheckpointCallback,
     ) -> None:
         self.settings, self.path, self.config_sha256, self.state = settings, path, config_sha256, state
+        self.on_checkpoint = on_checkpoint
         self.named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         if not self.named:
             raise EmptySetError("no parameter of the model requires a gradient; attach an adapter first")
@@ -165,6 +173,7 @@ class _Run:
         tensors |= optimiser_tensors(self.optimiser.optimizer) | random_state(self.device)
         scalars: dict[str, Any] = {"stopped_early": stopped_early, "numbers": dict(numbers)}
         write_checkpoint(self.path, Checkpoint(step, self.config_sha256, tensors, scalars))
+        self.on_checkpoint(self.path)
 
     def resume(self) -> int:
         found = None if self.path is None else read_checkpoint(self.path, config_sha256=self.config_sha256)

@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import date
+from pathlib import Path
 from typing import Final, Literal, TypeAlias
 
 from ml.digests import document_sha256, sha256_hex
@@ -144,6 +145,7 @@ class Progress:
 
 ProgressCallback: TypeAlias = Callable[[Progress], None]
 StopCheck: TypeAlias = Callable[[], bool]
+CheckpointCallback: TypeAlias = Callable[[Path], None]
 
 
 @dataclass(frozen=True, slots=True)

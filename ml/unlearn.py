@@ -31,7 +31,7 @@ from ml.documents import Json, plain_object, read
 from ml.energy import EnergyBoundary
 from ml.errors import DigestMismatchError, RecordError, SpecError
 from ml.files import write_atomically
-from ml.loop import LoopResult, ignore_progress, never_stop, train
+from ml.loop import LoopResult, ignore_progress, leave_checkpoint, never_stop, train
 from ml.methods import METHODS, Method, Need, Plan, SharesSteps, Training, UnlearningTask
 from ml.methods.attribution import attributed_layers
 from ml.methods.beside import SecondProcess, Share, beside
@@ -44,11 +44,11 @@ from ml.models.layers import linear_layer_names
 from ml.models.load import LoadedModel, load_model
 from ml.models.save import partial_directory, publish, save_model
 from ml.reports import UnlearningReport
-from ml.specs import ModelRef, Progress, ProgressCallback, Record, StopCheck, UnlearningSpec
+from ml.specs import CheckpointCallback, ModelRef, Progress, ProgressCallback, Record, StopCheck, UnlearningSpec
 
 REPORT = "report.json"
 TRAINING_PROBES = "training_probes.json"
-_CHECKPOINT = "checkpoint.safetensors"
+CHECKPOINT = "checkpoint.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +69,7 @@ def run_unlearning(
     *,
     on_progress: ProgressCallback = ignore_progress,
     should_stop: StopCheck = never_stop,
+    on_checkpoint: CheckpointCallback = leave_checkpoint,
     processes: int = 1,
 ) -> UnlearningReport:
     """Unlearn `spec.forget` from `spec.model` and write the merged candidate to `spec.output_dir`.
@@ -85,6 +86,8 @@ def run_unlearning(
     must not probe with. The optimiser's state and the adapter are not kept.
 
     Args:
+        on_checkpoint: called with the path of each checkpoint when it is on disk; it may move the file elsewhere. A
+            later call takes up the one that then lies in `spec.checkpoint_dir`.
         processes: with 2, on a CPU, a second process takes a part of each step of a method that allows it; no byte of
             the candidate changes. It takes as much memory again.
     Raises:
@@ -105,7 +108,7 @@ def run_unlearning(
     with _second_process(task, spec, inputs, processes) as second:
         task = replace(task, second=second)
         plan = _plan(task, inputs, spec)
-        result = _train(task, plan, inputs, spec, on_progress, should_stop)
+        result = _train(task, plan, inputs, spec, on_progress, should_stop, on_checkpoint)
     if plan.edit is not None:
         on_progress(Progress("editing weights", 0, 1))
         plan.edit()
@@ -208,7 +211,7 @@ def _config_sha256(spec: UnlearningSpec, method: Method, settings: Any) -> str:
 
 
 def _checkpoint(spec: UnlearningSpec) -> Path:
-    return Path(spec.checkpoint_dir) / _CHECKPOINT
+    return Path(spec.checkpoint_dir) / CHECKPOINT
 
 
 def _finished(spec: UnlearningSpec, inputs: _Inputs) -> UnlearningReport | None:
@@ -322,6 +325,7 @@ def _train(
     spec: UnlearningSpec,
     on_progress: ProgressCallback,
     should_stop: StopCheck,
+    on_checkpoint: CheckpointCallback,
 ) -> LoopResult:
     if plan.step is None or plan.loop is None:
         return LoopResult(steps=0, stopped_early=False, resumed_from_step=0)
@@ -334,6 +338,7 @@ def _train(
         checkpoint_path=_checkpoint(spec),
         on_progress=on_progress,
         should_stop=should_stop,
+        on_checkpoint=on_checkpoint,
         is_met=plan.is_met,
         state=plan.state,
     )

@@ -418,6 +418,7 @@ class Job(models.Model):
     max_attempts = models.PositiveIntegerField()
     step = models.CharField(max_length=32, blank=True, default="")
     checkpoint = models.CharField(max_length=255, blank=True, default="")
+    checkpoint_sha256 = models.CharField(max_length=64, blank=True, default="")
     progress_phase = models.CharField(max_length=32, blank=True, default="")
     progress_done = models.PositiveIntegerField(default=0)
     progress_total = models.PositiveIntegerField(default=0)
@@ -442,6 +443,10 @@ class Job(models.Model):
                 name="job_lease_if_and_only_if_leased",
             ),
             models.CheckConstraint(condition=Q(attempts__lte=F("max_attempts")), name="job_attempts_within_limit"),
+            models.CheckConstraint(
+                condition=Q(checkpoint="", checkpoint_sha256="") | (~Q(checkpoint="") & ~Q(checkpoint_sha256="")),
+                name="job_checkpoint_has_a_digest",
+            ),
             models.CheckConstraint(
                 condition=Q(request__isnull=False, version=None)
                 | Q(request=None, target=None, run=None, version__isnull=False, kind="sweep"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+from functools import partial
 from pathlib import Path
 
 from django.conf import settings
@@ -14,9 +14,12 @@ from deletion_service.targets.locate import record_found_again, search_again
 from deletion_service.targets.models import ErasureTarget, Job, ModelVersion, UnlearningRun
 from deletion_service.targets.registries import RUN_TAG, open_registry
 from deletion_service.targets.statuses import JobKind, VersionStatus
+from ml.errors import CheckpointError
 from ml.reports import UnlearningReport
+from ml.specs import UnlearningSpec
 from ml.unlearn import TRAINING_PROBES, run_unlearning
 from workers.bridge import PROBES, naming, open_snapshots, seal_set, take_snapshots, unlearning_spec, use_threads
+from workers.checkpoints import Checkpoints
 from workers.jobs import Lease
 from workers.workspace import run_directory, scratch
 
@@ -38,21 +41,18 @@ def run(lease: Lease) -> None:
             record_found_again(target, matches)
             UnlearningRun.objects.filter(pk=unlearning.pk).update(snapshots=described)
         unlearning.refresh_from_db()
-    checkpoints = _checkpoints(lease, job, unlearning)
+    checkpoints = Checkpoints(lease, unlearning)
+    checkpoints.take_up(job)
     output = run_directory(unlearning) / f"candidate-{lease.token}"
     with scratch(lease) as folder:
         refs = open_snapshots(target, unlearning, folder)
-        spec = unlearning_spec(target, unlearning, refs, output=output, checkpoints=checkpoints)
+        spec = unlearning_spec(target, unlearning, refs, output=output, checkpoints=checkpoints.folder)
         use_threads()
         with naming(unlearning.batch.before):
-            report = run_unlearning(
-                spec,
-                on_progress=lease.on_progress,
-                should_stop=lease.should_stop,
-                processes=settings.COMPUTE_PROCESSES,
-            )
-    probes = (checkpoints / TRAINING_PROBES).read_bytes()
-    _register(lease, unlearning, output, report, probes=seal_set(target, unlearning, PROBES, probes))
+            report = _unlearn(lease, spec, checkpoints)
+    probes = (checkpoints.folder / TRAINING_PROBES).read_bytes()
+    sealed = seal_set(target, unlearning, PROBES, probes)
+    _register(lease, unlearning, output, report, checkpoints=checkpoints, probes=sealed)
 
 
 def _target_and_run(job: Job) -> tuple[ErasureTarget, UnlearningRun]:
@@ -61,22 +61,31 @@ def _target_and_run(job: Job) -> tuple[ErasureTarget, UnlearningRun]:
     return job.target, job.run
 
 
-def _checkpoints(lease: Lease, job: Job, unlearning: UnlearningRun) -> Path:
-    """Return this token's checkpoint folder, with the last token's checkpoints in it; a zombie writes to its own."""
-    folder = run_directory(unlearning) / f"checkpoints-{lease.token}"
-    earlier = run_directory(unlearning) / job.checkpoint if job.checkpoint else None
-    if earlier is not None and earlier.is_dir() and not folder.exists():
-        partial = folder.with_suffix(".part")
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.copytree(earlier, partial)
-        partial.rename(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    lease.record(checkpoint=folder.name, step="train")
-    return folder
+def _unlearn(lease: Lease, spec: UnlearningSpec, checkpoints: Checkpoints) -> UnlearningReport:
+    """Go on from the checkpoint; where this version of the service cannot, begin again."""
+    run = partial(
+        run_unlearning,
+        spec,
+        on_progress=lease.on_progress,
+        should_stop=lease.should_stop,
+        on_checkpoint=checkpoints.keep,
+        processes=settings.COMPUTE_PROCESSES,
+    )
+    try:
+        return run()
+    except CheckpointError:
+        checkpoints.begin_again()
+        return run()
 
 
 def _register(
-    lease: Lease, unlearning: UnlearningRun, output: Path, report: UnlearningReport, *, probes: dict[str, str | int]
+    lease: Lease,
+    unlearning: UnlearningRun,
+    output: Path,
+    report: UnlearningReport,
+    *,
+    checkpoints: Checkpoints,
+    probes: dict[str, str | int],
 ) -> None:
     before = unlearning.batch.before
     registry = open_registry(before.model.registry)
@@ -98,4 +107,5 @@ def _register(
             snapshots=unlearning.snapshots | {PROBES: probes},
         )
         owe(JobKind.VERIFY, job.case, target=job.target, run=unlearning, round_=job.round)
+        checkpoints.end()
         lease.finish()
