@@ -7,7 +7,7 @@ import os
 from typing import Any
 
 from celery import Celery
-from celery.signals import beat_init, setup_logging, worker_init
+from celery.signals import beat_init, setup_logging, worker_init, worker_shutting_down
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "deletion_service.settings")
 
@@ -18,6 +18,7 @@ django.setup()
 from django.conf import settings  # noqa: E402
 
 from deletion_service.dispatch import CONTROL, RECONCILE, RUN_NEXT_JOB, WATCH, ring  # noqa: E402
+from workers.shutdown import stoppable, worker_ends  # noqa: E402
 
 app = Celery("lethe", broker=settings.REDIS_URL or "memory://")
 app.conf.update(settings.CELERY_OPTIONS)
@@ -31,13 +32,17 @@ app.conf.beat_schedule = {
 
 @app.task(name=RUN_NEXT_JOB)
 def run_next_job(queue: str) -> None:
-    """Run one job that the database says is owed on `queue`, and ring for the next: each gets a fresh process."""
+    """Run one job that the database says is owed on `queue`, and ring for the next: each gets a fresh process.
+
+    A worker that is told to end has the stage checkpoint, hands the job back, and takes no other.
+    """
     from workers.jobs import run_next_job as run_job
     from workers.jobs import worker_name
     from workers.stages import STAGES
 
-    if run_job([queue], stages=STAGES, owner=worker_name()):
-        ring(queue)
+    with stoppable() as stopping:
+        if not stopping.is_set() and run_job([queue], stages=STAGES, owner=worker_name(), stopping=stopping):
+            ring(queue)
 
 
 @app.task(name=RECONCILE)
@@ -54,6 +59,12 @@ def watch() -> None:
     from workers.reconcile import watch as look
 
     look()
+
+
+@worker_shutting_down.connect
+def _tell_the_jobs(**_: Any) -> None:
+    """Celery lets a running task finish, however long it takes; ours can stop at its next checkpoint."""
+    worker_ends()
 
 
 @setup_logging.connect

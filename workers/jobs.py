@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import structlog
 from django.conf import settings
@@ -38,6 +38,14 @@ _LONGEST_DETAIL: Final = 400
 Stage = Callable[["Lease"], None]
 
 
+class Stopping(Protocol):
+    """Whether this process was told to end; a `threading.Event` is one."""
+
+    def is_set(self) -> bool:
+        """Return whether to checkpoint and hand the job back."""
+        ...
+
+
 @dataclass(slots=True)
 class Lease:
     """The right to work on one job until `lease_until`, for as long as `token` is the job's token."""
@@ -46,7 +54,7 @@ class Lease:
     kind: str
     token: int
     owner: str
-    stopping: threading.Event = field(default_factory=threading.Event)
+    stopping: Stopping = field(default_factory=threading.Event)
     lost: threading.Event = field(default_factory=threading.Event)
     cancelled: threading.Event = field(default_factory=threading.Event)
     _progress: Progress | None = None
@@ -186,7 +194,7 @@ def _take_device(job: Job) -> bool:
 
 
 def run_next_job(
-    queues: Sequence[str], *, stages: dict[str, Stage], owner: str, stopping: threading.Event | None = None
+    queues: Sequence[str], *, stages: dict[str, Stage], owner: str, stopping: Stopping | None = None
 ) -> str | None:
     """Claim one job and run its stage to its end; return the job's id, or `None` when nothing is owed.
 

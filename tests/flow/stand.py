@@ -109,6 +109,15 @@ class Stand(Deployment):
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
+    def tell(self, name: str, number: signal.Signals, *, group: bool = False) -> None:
+        """Signal the process, or all of its group as a service manager does, and wait until it has ended."""
+        process = self._running.pop(name)
+        if group:
+            os.killpg(process.pid, number)
+        else:
+            process.send_signal(number)
+        process.wait(_PATIENCE_S)
+
     def stop(self) -> None:
         """Ask every process to end, and wait for it."""
         for process in self._running.values():

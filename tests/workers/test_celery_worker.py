@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import re
+import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 import redis
 
 from deletion_service.dispatch import CONTROL, RECONCILE, RUN_NEXT_JOB
+from ml.digests import file_sha256
 from tests.flow.conftest import Played
 from tests.flow.stand import Stand, database_of_its_own, deployed, missing, until
 from tests.flow.test_nothing_is_left import found_in, told_by_files
@@ -55,6 +57,12 @@ def stand(broker: Any, tiny: TinyWorld, tmp_path: Path) -> Iterator[Stand]:
 def begin_worker(stand: Stand) -> None:
     queues = f"{_QUEUE},{CONTROL}"
     stand.begin("runner", "-m", "celery", "-A", "tests.workers.celery_app", "worker", "-Q", queues, "-c", "1")
+
+
+def begin_training_worker(stand: Stand) -> None:
+    """As in production: nothing was made beforehand."""
+    queues = f"{_QUEUE},{CONTROL}"
+    stand.begin("runner", "-m", "celery", "-A", "workers.celery", "worker", "-Q", queues, "-c", "1")
 
 
 def begin_beat(stand: Stand) -> None:
@@ -123,6 +131,49 @@ def test_a_case_whose_worker_is_killed_and_whose_broker_loses_everything_ends_as
     assert found_in(everything_in(broker), tiny) == []
     assert told_by_files(stand, tiny) == {}
     assert RECONCILE.encode() in (stand.out / "logs" / "beat.log").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def trained_whole(tiny: TinyWorld, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the unlearning comes to when nobody disturbs it."""
+    with deployed(tmp_path_factory.mktemp("whole"), tiny, LETHE_METHOD="npo") as stand:
+        stand.begin_runner(tiny)
+        stand.ask(tiny)
+        return dict(stand.people("candidate"))
+
+
+def test_a_worker_told_to_end_hands_its_job_back_and_the_next_one_goes_on_from_its_checkpoint(
+    broker: Any, tiny: TinyWorld, trained_whole: dict[str, Any], tmp_path: Path
+) -> None:
+    with (
+        database_of_its_own("postgres") as url,
+        deployed(tmp_path, tiny, database_url=url, REDIS_URL=broker.url, LETHE_METHOD="npo") as stand,
+    ):
+        begin_beat(stand)
+        # A warm and a cold shutdown, and a service manager that signals every process at once.
+        for token, told, group in ((1, signal.SIGTERM, False), (2, signal.SIGQUIT, False), (3, signal.SIGTERM, True)):
+            begin_training_worker(stand)
+            if token == 1:
+                stand.ask(tiny)
+            until(
+                lambda step=20 * token - 10: unlearning(stand, "progress_done") >= step, what="a step", patience_s=120.0
+            )  # type: ignore[misc]
+            stand.tell("runner", told, group=group)
+            row = [unlearning(stand, name) for name in ("token", "state", "attempts", "lease_until")]
+            assert row == [token, "ready", 0, None]
+            checkpoint = next((stand.home / "work" / "runs").iterdir()) / unlearning(stand, "checkpoint")
+            assert file_sha256(checkpoint) == unlearning(stand, "checkpoint_sha256")
+        begin_training_worker(stand)
+        resumed = stand.people("candidate")
+        assert unlearning(stand, "attempts") == 1
+    assert resumed["resumed_from_step"] >= 50
+    assert resumed["candidate_manifest_sha256"] == trained_whole["candidate_manifest_sha256"]
+
+
+def unlearning(stand: Stand, column: str) -> Any:
+    with stand.database() as connection:
+        found = connection.execute(f"SELECT {column} FROM targets_job WHERE kind = 'unlearn'").fetchone()
+    return found[0] if found else 0
 
 
 def is_leased(stand: Stand, kind: str) -> bool:
