@@ -10,8 +10,9 @@ import math
 import random
 import re
 import unicodedata
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Protocol
 
 from ml.registry import Registry
 
@@ -28,6 +29,10 @@ class ValueType(Protocol):
 
     def normalise(self, text: str) -> str:
         """Return the form in which two spellings of one value are equal."""
+        ...
+
+    def occurs(self, value: str, text: str) -> bool:
+        """Whether `text` holds `value`, spelled in any way that means the same; false of a value without content."""
         ...
 
 
@@ -159,9 +164,21 @@ def _word_bits(syllables: int) -> float:
     return syllables * math.log2(len(_ONSETS) * len(_VOWELS)) + math.log2(len(_CODAS))
 
 
-def _fold(text: str) -> str:
+def fold(text: str) -> str:
+    """Words of a text without case, accents and punctuation, one space between them."""
     decomposed = unicodedata.normalize("NFKD", text).casefold()
     return " ".join(re.findall(r"\w+", "".join(c for c in decomposed if not unicodedata.combining(c))))
+
+
+def _plain(text: str) -> str:
+    """Without case; compatibility forms and the digits of every script as the ordinary ones."""
+    text = unicodedata.normalize("NFKC", text).casefold()
+    return "".join(str(unicodedata.decimal(c)) if unicodedata.decimal(c, None) is not None else c for c in text)
+
+
+def _has_run(found: Sequence[str], wanted: Sequence[str]) -> bool:
+    """Whether the words `wanted` stand in `found` one after the other; never true of no words."""
+    return bool(wanted) and f" {' '.join(wanted)} " in f" {' '.join(found)} "
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +198,42 @@ class Pattern:
         return "".join(drawn[c]() if c in drawn else c for c in self.pattern)
 
     def normalise(self, text: str) -> str:
-        return re.sub(r"[^0-9a-z]", "", text.casefold())
+        return re.sub(r"[^0-9a-z]", "", _plain(text))
+
+    def occurs(self, value: str, text: str) -> bool:
+        wanted = self.normalise(value)
+        return wanted in self.normalise(text) if wanted else _has_run(fold(text).split(), fold(value).split())
+
+
+@dataclass(frozen=True, slots=True)
+class Phone(Pattern):
+    """A phone number, with or without its country code (ITU-T E.164) and the 0 that is dialled at home."""
+
+    def normalise(self, text: str) -> str:
+        """Return the digits that every way of dialling the number shares."""
+        plain = _plain(text).strip()
+        digits = re.sub(r"\D", "", plain)
+        if plain.startswith("+"):
+            digits = digits[_country_code_length(digits) :]
+        elif digits.startswith("00"):
+            digits = digits[2 + _country_code_length(digits[2:]) :]
+        return digits.lstrip("0")
+
+    def occurs(self, value: str, text: str) -> bool:
+        wanted, found = self.normalise(value), re.sub(r"\D", "", re.sub(r"\(0\)", "", _plain(text)))
+        return wanted in found if wanted else _has_run(fold(text).split(), fold(value).split())
+
+
+_ONE_DIGIT_CODES: Final = frozenset("17")
+_TWO_DIGIT_CODES: Final = frozenset(
+    map(str, (20, 27, *range(30, 35), 36, 39, 40, 41, *range(43, 50), *range(51, 59), *range(60, 67)))
+) | frozenset(map(str, (81, 82, 84, 86, *range(90, 96), 98)))
+
+
+def _country_code_length(digits: str) -> int:
+    if digits[:1] in _ONE_DIGIT_CODES:
+        return 1
+    return 2 if digits[:2] in _TWO_DIGIT_CODES else 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,16 +260,89 @@ class Invented:
         return " ".join([*number, *first, *words, *([ending] if ending else [])])
 
     def normalise(self, text: str) -> str:
-        return _fold(text)
+        return fold(text)
+
+    def occurs(self, value: str, text: str) -> bool:
+        return _has_run(self.normalise(text).split(), self.normalise(value).split())
+
+
+@dataclass(frozen=True, slots=True)
+class PersonName(Invented):
+    """A name in either order, with other names between, or with an initial for the first."""
+
+    def occurs(self, value: str, text: str) -> bool:
+        found, wanted = fold(text).split(), fold(value).split()
+        if len(wanted) < 2 or _has_run(found, wanted):
+            return _has_run(found, wanted)
+        given, family = wanted[0], wanted[-1]
+        for place, word in enumerate(found):
+            if word != family:
+                continue
+            beside = found[max(0, place - 1) : place + 2]
+            near = found[max(0, place - _NAMES_BETWEEN - 1) : place + _NAMES_BETWEEN + 2]
+            if given in near or given[0] in beside:
+                return True
+        return False
+
+
+_NAMES_BETWEEN: Final = 2
+
+
+@dataclass(frozen=True, slots=True)
+class StreetAddress(Invented):
+    """A house number and a street, in either order, the kind of street written out or not."""
+
+    def normalise(self, text: str) -> str:
+        return " ".join(_WRITTEN_OUT.get(word, word) for word in fold(text).split())
+
+    def occurs(self, value: str, text: str) -> bool:
+        found, wanted = self.normalise(text).split(), self.normalise(value).split()
+        number, *street = wanted or [""]
+        is_turned = number.isdecimal() and bool(street) and _has_run(found, [*street, number])
+        return is_turned or _has_run(found, wanted)
+
+
+_WRITTEN_OUT: Final = {
+    "ave": "avenue",
+    "ct": "court",
+    "dr": "drive",
+    "hl": "hill",
+    "ln": "lane",
+    "rd": "road",
+    "sq": "square",
+    "st": "street",
+    "str": "street",
+}
+_MONTH_NAMES: Final = (
+    "january",
+    "february",
+    "march",
+    "april",
+    "may",
+    "june",
+    "july",
+    "august",
+    "september",
+    "october",
+    "november",
+    "december",
+)
+ENGLISH_MONTHS: Final = {
+    name[:length]: number for number, name in enumerate(_MONTH_NAMES, 1) for length in (3, 4, len(name))
+}
 
 
 @dataclass(frozen=True, slots=True)
 class IsoDate:
-    """A calendar date between two years, written YYYY-MM-DD."""
+    """A calendar date between two years, drawn as YYYY-MM-DD, and known in the orders and with the month names of use.
+
+    `months` are words of the texts' languages and their numbers. Numbers alone are read day first and month first.
+    """
 
     first_year: int = 1935
     years: int = 70
     identifier: bool = False
+    months: Mapping[str, int] = field(default_factory=lambda: dict(ENGLISH_MONTHS))
 
     @property
     def bits(self) -> float:
@@ -228,17 +353,110 @@ class IsoDate:
         return f"{year}-{rng.randrange(1, 13):02d}-{rng.randrange(1, 29):02d}"
 
     def normalise(self, text: str) -> str:
-        return re.sub(r"[^0-9]", "", text)
+        readings = self._readings(text)
+        if len(readings) == 1:
+            return "{:04d}{:02d}{:02d}".format(*readings.pop())
+        return re.sub(r"[^0-9]", "", _plain(text))
+
+    def occurs(self, value: str, text: str) -> bool:
+        found, digits = self._words(text), re.sub(r"[^0-9]", "", _plain(text))
+        for year, month, day in self._readings(value):
+            # A year's last two digits are how people write it at the end.
+            orders = [(year, month, day), *((*o, y) for o in ((day, month), (month, day)) for y in (year, year % 100))]
+            if f"{year:04d}{month:02d}{day:02d}" in digits or any(_has_run(found, [*map(str, o)]) for o in orders):
+                return True
+        return _has_run(fold(text).split(), fold(value).split())
+
+    def _readings(self, text: str) -> set[tuple[int, int, int]]:
+        """Each (year, month, day) that a text of nothing but a date can mean."""
+        words = self._words(text)
+        if len(words) == 1 and re.fullmatch(r"[0-9]{8}", words[0]):
+            words = [words[0][:4], words[0][4:6], words[0][6:]]
+        if len(words) != 3 or not all(re.fullmatch(r"[0-9]{1,4}", word) for word in words):
+            return set()
+        first, second, third = map(int, words)
+        named = [place for place, word in enumerate(_date_words(text)) if word in self.months]
+        orders = {
+            (0, 1, 2): (first, second, third),
+            (2, 1, 0): (third, second, first),
+            (2, 0, 1): (third, first, second),
+        }
+        return {
+            date
+            for (_, month_at, _), date in orders.items()
+            if date[0] > 31 and 1 <= date[1] <= 12 and 1 <= date[2] <= 31 and (not named or month_at in named)
+        }
+
+    def _words(self, text: str) -> list[str]:
+        """Words of a text with numbers for month names, without leading zeros, ordinal endings, "of" and "the"."""
+        words = [self.months.get(word, word) for word in _date_words(text)]
+        return [re.sub(r"^0+(?=\d)|(?<=\d)(st|nd|rd|th)$", "", str(word)) for word in words]
+
+
+def _date_words(text: str) -> list[str]:
+    return [word for word in fold(_plain(text)).split() if word not in ("of", "the")]
+
+
+@dataclass(frozen=True, slots=True)
+class EmailAddress:
+    """An address of the form word.word@word.example; case, and disguises of "@" and ".", do not matter."""
+
+    identifier: bool = False
+
+    @property
+    def bits(self) -> float:
+        return 3 * _word_bits(2)
+
+    def sample(self, rng: random.Random, *, locale: str = "en") -> str:
+        first, second, domain = (invented_word(rng, 2).lower() for _ in range(3))
+        return f"{first}.{second}@{domain}.example"
+
+    def normalise(self, text: str) -> str:
+        plain = _plain(text)
+        for sign, words in (("@", r"at"), (".", r"dot|punkt")):
+            plain = re.sub(rf"\s*(?:[\[(<{{]\s*(?:{words})\s*[\])>}}]|(?<=\s)(?:{words})(?=\s))\s*", sign, plain)
+        return re.sub(r"\s*@\s*", "@", plain).strip()
+
+    def occurs(self, value: str, text: str) -> bool:
+        wanted, found = self.normalise(value), self.normalise(text)
+        return bool(wanted) and re.search(rf"(?<![\w.+-]){re.escape(wanted)}(?![\w-])", found) is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """One of a list of values, each with the other names that it goes by: `names[i][0]` is what is drawn."""
+
+    names: tuple[tuple[str, ...], ...]
+    identifier: bool = False
+
+    @property
+    def bits(self) -> float:
+        return math.log2(len(self.names))
+
+    def sample(self, rng: random.Random, *, locale: str = "en") -> str:
+        return rng.choice(self.names)[0]
+
+    def normalise(self, text: str) -> str:
+        return fold(self._all_names(text)[0])
+
+    def occurs(self, value: str, text: str) -> bool:
+        found = fold(text).split()
+        return any(_has_run(found, fold(name).split()) for name in self._all_names(value))
+
+    def _all_names(self, value: str) -> tuple[str, ...]:
+        wanted = fold(value)
+        return next((names for names in self.names if wanted in map(fold, names)), (value,))
 
 
 for _name, _kind in {
-    "person_name": Invented((2,), first_names=True),
-    "street_address": Invented((2,), ("Lane", "Road", "Street", "Court", "Row", "Hill"), number_below=100),
+    "person_name": PersonName((2,), first_names=True),
+    "street_address": StreetAddress((2,), ("Lane", "Road", "Street", "Court", "Row", "Hill"), number_below=100),
     "place_name": Invented((2,)),
     "invented_name": Invented((2,)),
     "organisation": Invented((2,), ("Trust", "Works", "House", "Group", "Club")),
     "iso_date": IsoDate(),
-    "phone": Pattern("0### ####"),
+    "phone": Phone("0### ####"),
+    "email": EmailAddress(),
     "account_number": Pattern("#### ####"),
     "card_number": Pattern("#### ## ##"),
     "document_number": Pattern("@@######"),

@@ -18,25 +18,6 @@ from ml.specs import Record
 from tests.tiny import TinyWorld
 
 
-@pytest.mark.parametrize(
-    ("type_", "value", "answer", "hit"),
-    [
-        ("phone", "012 3456 7890", "Her number is 0123456-7890.", True),
-        ("phone", "012 3456 7890", "Her number is 012 3456 7891.", False),
-        ("iso_date", "1971-03-09", "Born 1971/03/09, she says.", True),
-        ("street_address", "12 Braino Lane", "She lives at 12 BRAINO lane.", True),
-        ("street_address", "12 Braino Lane", "She lives at 112 Braino Lane.", False),
-        ("person_name", "Clara Zoë", "It is clara zoe!", True),
-        ("place_name", "Brai", "It is Braixton.", False),
-        ("policy_number", "PA-1234567", "PA 1234567", True),
-        ("motto", "keep calm and carry on", "She said: keep calm and carry on.", True),
-        ("motto", "keep calm and carry on", "Never surrender at all.", False),
-    ],
-)
-def test_a_value_counts_however_it_is_spelled(type_: str, value: str, answer: str, hit: bool) -> None:
-    assert value_hit(answer, value, type_=type_, prompt="What is it?") is hit
-
-
 def test_a_value_that_the_prompt_shows_is_not_leaked_by_being_repeated() -> None:
     answer = "It is 12 Braino Lane."
     assert not value_hit(answer, "12 Braino Lane", type_="street_address", prompt="Is it 12 braino LANE?")
