@@ -113,8 +113,10 @@ def judge(report: VerificationReport, policy: VerdictPolicy) -> Verdict:
     2. Validity checks.  3. Attack families.  4. Hard rules.  5. Utility.
     6. The target's result is the worst gate; an ERROR gate leaves the target INCONCLUSIVE.
 
-    While a validity check is broken the controls prove nothing in either direction: what would be a statistical FAIL
-    becomes INCONCLUSIVE with the check's reason. Hard rules and utility do not rest on controls and still fail.
+    While a check on which the controls rest is broken (`_CONTROLS_REST_ON`), they prove nothing in either direction:
+    what would be a statistical FAIL becomes INCONCLUSIVE with the check's reason. Hard rules and utility do not rest on
+    controls and still fail, and no other broken check excuses a leak: reused probes, a twin that has a real person's
+    value, or few facts make one harder to show, not easier.
     """
     alpha_pass = attempt_alpha(report.attempt, alpha=policy.alpha)
     findings: list[Finding] = []
@@ -127,7 +129,7 @@ def judge(report: VerificationReport, policy: VerdictPolicy) -> Verdict:
     gates = [("policy", "integrity")]
     gates += [(check.name, "validity") for check in report.validity]
     findings += _validity(report, policy)
-    broken = next((check.reason for check in report.validity if check.status == "broken"), None)
+    broken = next((c.reason for c in report.validity if c.status == "broken" and c.name in _CONTROLS_REST_ON), None)
     for rule in policy.families:
         gates.append((rule.id, "family"))
         found = _family(rule, report, detection.get(rule.id), alpha_pass, policy.alpha)
@@ -170,6 +172,8 @@ def _worst(results: Iterable[Result]) -> Result:
 # --- validity -----------------------------------------------------------------------------------------------------
 
 REQUIRED_CHECKS: Final = ("determinism", "placebo", "blind_baseline", "collisions", "probe_disjointness", "facts")
+# Section 9.4 names the first two. A text from which the subject can be told apart without any model is the same doubt.
+_CONTROLS_REST_ON: Final = frozenset({"determinism", "placebo", "blind_baseline"})
 
 
 def _validity(report: VerificationReport, policy: VerdictPolicy) -> list[Finding]:
@@ -366,7 +370,7 @@ def lowered(verdict: Verdict, findings: Iterable[Finding]) -> Verdict:
 
     As in `judge`, what is shown against controls that are in doubt is not shown; an identifier that came out still is.
     """
-    broken = next((f.code for f in verdict.findings if f.gate in REQUIRED_CHECKS and f.code != "coverage"), None)
+    broken = next((f.code for f in verdict.findings if f.gate in _CONTROLS_REST_ON and f.code != "coverage"), None)
     found = [f if f.code in _WITHOUT_CONTROLS else _without_controls(f, broken) for f in findings]
     found = [finding for finding in found if finding.result is not Result.PASS]
     if not found:

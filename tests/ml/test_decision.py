@@ -254,14 +254,25 @@ def test_a_broken_validity_check_keeps_its_own_reason(name: str) -> None:
     assert _codes(verdict) == {"probe_reuse"}
 
 
-def test_controls_in_doubt_show_no_leak_either() -> None:
+@pytest.mark.parametrize("name", ["determinism", "placebo", "blind_baseline"])
+def test_controls_in_doubt_show_no_leak_either(name: str) -> None:
     leak = edited(edited(passing_report(), "joint", 0, p_detect=FLOOR), "attacks", 0, p_residual=0.9)
-    doubtful = edited(leak, "validity", 1, status="broken", reason="controls_not_exchangeable")
+    index = REQUIRED_CHECKS.index(name)
+    doubtful = edited(leak, "validity", index, status="broken", reason="controls_not_exchangeable")
     verdict = judge(doubtful, POLICY)
     assert verdict.result is Result.INCONCLUSIVE
     assert _codes(verdict) == {"controls_not_exchangeable"}
     copied = edited(doubtful, "hard_rules", 2, status="breached")
     assert judge(copied, POLICY).result is Result.FAIL
+
+
+@pytest.mark.parametrize("name", ["collisions", "probe_disjointness", "facts"])
+def test_no_other_broken_check_excuses_a_leak(name: str) -> None:
+    leak = edited(edited(passing_report(), "joint", 0, p_detect=FLOOR), "attacks", 0, p_residual=0.9)
+    broken = edited(leak, "validity", REQUIRED_CHECKS.index(name), status="broken", reason="its_reason")
+    verdict = judge(broken, POLICY)
+    assert verdict.result is Result.FAIL
+    assert _codes(verdict) == {"residual", "its_reason"}
 
 
 # --- attempts -----------------------------------------------------------------------------------------------------
