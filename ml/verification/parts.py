@@ -10,17 +10,13 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 from torch import Tensor
 
 from ml.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
-from ml.digests import document_sha256
+from ml.digests import code_sha256, document_sha256
 from ml.documents import Json
 from ml.errors import CheckpointError, RunStoppedError
-
-CODE_VERSION: Final = 3
-"""Raise it whenever a change in `ml` changes a stored number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +39,7 @@ class PartStore:
 
     def __init__(self, directory: Path, inputs: Mapping[str, Json]) -> None:
         self._directory = directory
-        self._inputs = {"code_version": CODE_VERSION, **inputs}
+        self._inputs = {"code": code_sha256(), **inputs}
 
     def part(self, name: str, depends: Mapping[str, Json], measure: Callable[[], Mapping[str, Tensor]]) -> Part:
         """Return the stored part, or measure it and store it."""
