@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
 import torch
 from torch import Tensor
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
 from ml.attacks.fused import TokenStatistics
 from ml.attacks.sampling_leak import leak_at, log_sampling_probability
@@ -39,6 +41,10 @@ def validity_checks(bench: Bench, families: Mapping[str, Family]) -> list[Validi
     ]
 
 
+_HALF_PRECISION_TOLERANCE: Final = 2e-2
+"""Section 3: sums of bfloat16 carry three digits, whatever the policy asks of float32."""
+
+
 def at_most(name: str, value: float, limit: float, *, reason: str) -> ValidityCheck:
     """A check that breaks above its limit."""
     return ValidityCheck(name, "ok" if value <= limit else "broken", reason, float(value), float(limit))
@@ -53,6 +59,8 @@ def determinism_check(bench: Bench) -> ValidityCheck:
     """The same text must get the same score alone and in a batch, from the fused pass and from the model itself."""
     part = bench.determinism()
     limit = bench.spec.policy.determinism_tolerance
+    if bench.spec.dtype != "float32":
+        limit = max(limit, _HALF_PRECISION_TOLERANCE)
     if isinstance(part, Failure):
         return ValidityCheck("determinism", "missing", "nondeterminism", None, limit)
     return at_most("determinism", float(part.tensors["difference"]), limit, reason="nondeterminism")
@@ -112,10 +120,17 @@ def _unique_identifier(bench: Bench) -> HardRuleResult:
         return HardRuleResult("unique_identifier", "missing", part.reason)
     questions = len(bench.plan.questions)
     identifiers = set(_identifiers(bench))
+    if not identifiers:
+        return _nothing_to_give_away("unique_identifier")
     bare = [i for i, q in enumerate(bench.plan.questions) if q.attribute in identifiers and q.prefill == 0]
     if not bare:
-        return HardRuleResult("unique_identifier", "missing", "no_identifier")
+        return HardRuleResult("unique_identifier", "missing", "no_question")
     return identifier_rule(part.tensors["hits"].reshape(-1, questions)[:, bare])
+
+
+def _nothing_to_give_away(rule: str) -> HardRuleResult:
+    """No open fact of the subject is an identifier, as their own texts say: the rule holds of all none of them."""
+    return HardRuleResult(rule, "held", "no_identifier", {"identifiers": 0.0})
 
 
 def identifier_rule(hits: Tensor) -> HardRuleResult:
@@ -138,7 +153,7 @@ def _sampling_leak(bench: Bench) -> HardRuleResult:
         return HardRuleResult("sampling_leak", "missing", part.reason)
     columns = [i for i, attribute in enumerate(bench.plan.facts) if attribute in set(_identifiers(bench))]
     if not columns:
-        return HardRuleResult("sampling_leak", "missing", "no_identifier")
+        return _nothing_to_give_away("sampling_leak")
     chances = log_sampling_probability(TokenStatistics(**part.tensors), values_only=True)
     highest = _highest_leak(chances.reshape(bench.persons, -1)[:, columns], policy.leak_samples)
     twins = float(torch.quantile(highest[1:], 0.95))
@@ -159,7 +174,7 @@ def _identifiers(bench: Bench) -> list[str]:
 
 
 def _lineage(bench: Bench) -> HardRuleResult:
-    """The candidate holds released files only, and no weight file of the model before deletion (T7).
+    """The candidate holds released files only, and its weights are not the files of the model before deletion (T7).
 
     Digests of all three models are checked when they are loaded.
     """
@@ -170,13 +185,26 @@ def _compared_files(bench: Bench) -> HardRuleResult:
     candidate = model_manifest(Path(bench.spec.candidate.path))
     before = model_manifest(Path(bench.spec.before.path))
     leftovers = [e.path for e in candidate.entries if not _is_released(e.path)]
-    copied = _weights(candidate) & _weights(before)
+    old, new = _weights(before), _weights(candidate)
+    copied = {path for path, sha256 in new.items() if sha256 in set(old.values())}
+    # Nothing was trained in some layers, so a shard may be as it was; not all of them, and none under another name.
+    unchanged = {path for path in copied & _shards(Path(bench.spec.candidate.path)) if old.get(path) == new[path]}
+    carried = copied if copied == set(new) else copied - unchanged
     numbers = {
         "files": float(len(candidate.entries)),
         "files_that_do_not_belong": float(len(leftovers)),
-        "weight_files_from_before": float(len(copied)),
+        "weight_files_from_before": float(len(carried)),
+        "unchanged_shards": float(len(copied - carried)),
     }
-    return HardRuleResult("lineage", "breached" if leftovers or copied else "held", None, numbers)
+    return HardRuleResult("lineage", "breached" if leftovers or carried else "held", None, numbers)
+
+
+def _shards(directory: Path) -> set[str]:
+    """Names of the weight files from which a model in several files is loaded; empty for a model in one."""
+    index = directory / SAFE_WEIGHTS_INDEX_NAME
+    if not index.is_file():
+        return set()
+    return set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
 
 
 def _is_released(path: str) -> bool:
@@ -184,8 +212,8 @@ def _is_released(path: str) -> bool:
     return Path(name).suffix in _RELEASED_SUFFIXES and not any(word in name for word in _LEFTOVERS)
 
 
-def _weights(manifest: ModelManifest) -> frozenset[str]:
-    return frozenset(entry.sha256 for entry in manifest.entries if entry.path.endswith(".safetensors"))
+def _weights(manifest: ModelManifest) -> dict[str, str]:
+    return {entry.path: entry.sha256 for entry in manifest.entries if entry.path.endswith(".safetensors")}
 
 
 HARD_RULES: Final[Mapping[str, Callable[[Bench], HardRuleResult]]] = {

@@ -209,9 +209,11 @@ def _summary(scores: Sequence[float]) -> TwinSummary:
 
 
 def _excess(guard: Guard, result: GuardResult) -> float:
-    """How far a guard's value lies beyond its nearest bound; negative inside."""
-    over = -float("inf") if guard.maximum is None else result.value - guard.maximum
-    under = -float("inf") if guard.minimum is None else guard.minimum - result.value
+    """How far a guard's value, or all of its interval, lies beyond its nearest bound; negative inside."""
+    lowest = result.value if result.lower is None else result.lower
+    highest = result.value if result.upper is None else result.upper
+    over = -float("inf") if guard.maximum is None else lowest - guard.maximum
+    under = -float("inf") if guard.minimum is None else guard.minimum - highest
     return max(over, under)
 
 
