@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from benchmarks.method_columns import RELEARNING_EPOCHS, beside_gold
-from deletion_service.console.svg import BLUE, GREEN, ORANGE, Axis, drawing, line, ruler, words
 from ml.digests import canonical_json
 from ml.files import write_atomically
+from ml.pictures.svg import BLUE, GREEN, ORANGE, Axis, drawing, line, ruler, words
 
 NAME: Final = "methods"
 _TABLE: Final = (

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from deletion_service.console.svg import BLUE, GREEN, ORANGE, Axis, drawing, line, ruler, words
 from ml.digests import canonical_json
 from ml.documents import plain_object
 from ml.files import write_atomically
+from ml.pictures.svg import BLUE, GREEN, ORANGE, Axis, drawing, line, ruler, words
 
 NAME: Final = "scaling"
 _PANEL: Final = (470, 300)

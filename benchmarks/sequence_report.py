@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from deletion_service.console.svg import BLUE, GREEN, ORANGE, Axis, drawing, line, ruler, words
 from ml.digests import canonical_json
 from ml.files import write_atomically
+from ml.pictures.svg import BLUE, GREEN, ORANGE, Axis, drawing, line, ruler, words
 
 NAME: Final = "sequences"
 _PANEL: Final = (520, 340)

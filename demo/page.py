@@ -5,8 +5,8 @@ from __future__ import annotations
 from html import escape
 from typing import Any, Final
 
-from deletion_service.console.pictures import Section, bounds_section, sections
 from demo.results import Measured, table
+from ml.pictures.evidence import Section, bounds_section, sections
 
 _STYLE: Final = (
     ":root{color-scheme:light dark}body{font:16px/1.5 system-ui,sans-serif;max-width:64rem;margin:2rem auto;"

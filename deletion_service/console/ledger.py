@@ -11,11 +11,11 @@ from deletion_service.certificates.sweep_document import SweepDocument, request_
 from deletion_service.certificates.sweeps import open_sweep
 from deletion_service.console import ledger_charts
 from deletion_service.console.ledger_charts import Retested
-from deletion_service.console.pictures import Picture, Section
 from deletion_service.targets.ledger import vault_until
 from deletion_service.targets.models import LedgerEntry, Sentinel, TrainedModel
 from ml.cohorts import swept_rules
 from ml.decision import Finding
+from ml.pictures.evidence import Picture, Section
 from ml.sweep_reports import SweepEntry
 
 _HEADING: Final = "What remains over versions"

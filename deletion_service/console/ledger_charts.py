@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from deletion_service.console.svg import BLUE, MARGIN, ORANGE, Axis, drawing, line, words
+from ml.pictures.svg import BLUE, MARGIN, ORANGE, Axis, drawing, line, words
 
 _PAPER, _LEFT, _TOP, _TALL, _STEP = 760, 62, 30, 220, 64
 _LOWEST, _HIGHEST = -0.5, 1.5

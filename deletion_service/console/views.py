@@ -32,7 +32,6 @@ from deletion_service.console.access import staff_page
 from deletion_service.console.actions import Offer, actor_of, closed_because, find_action, offers
 from deletion_service.console.forms import EvidenceForm, MatchForm, QueueFilter
 from deletion_service.console.ledger import entry_lines, ledger_section, sweep_line, tested_points
-from deletion_service.console.pictures import Section, bounds_section, sections
 from deletion_service.console.queue import filtered_cases, queue_row
 from deletion_service.console.tables import gate_lines
 from deletion_service.errors import DomainError, NotFoundError
@@ -45,6 +44,7 @@ from deletion_service.targets.locate import accept_unproven
 from deletion_service.targets.models import ErasureTarget, Job, ModelVersion, TrainedModel
 from deletion_service.targets.statuses import JobState
 from ml.digests import canonical_json
+from ml.pictures.evidence import Section, bounds_section, sections
 
 PAGE_LENGTH: Final = 50
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
-from deletion_service.console.svg import (
+from ml.pictures.svg import (
     GREEN,
     MARGIN,
     ORANGE,

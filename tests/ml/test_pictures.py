@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from bs4 import BeautifulSoup
 
-from deletion_service.console.pictures import Section, bounds_section, sections
-from deletion_service.console.score_charts import (
+from ml.pictures.evidence import Section, bounds_section, sections
+from ml.pictures.score_charts import (
     Bound,
     attack_title,
     bound_rows,

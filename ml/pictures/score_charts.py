@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from deletion_service.console.svg import (
+from ml.pictures.svg import (
     GREEN,
     MARGIN,
     ORANGE,

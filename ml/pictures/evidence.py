@@ -11,8 +11,8 @@ from html import escape
 from itertools import product
 from typing import Final
 
-from deletion_service.console import charts, score_charts
-from deletion_service.console.score_charts import Bound
+from ml.pictures import charts, score_charts
+from ml.pictures.score_charts import Bound
 from ml.reports import AttackResult, EnergyPicture, Histogram, VerificationReport
 from ml.specs import FamilyRule, VerdictPolicy
 

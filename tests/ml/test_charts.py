@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from deletion_service.console.charts import (
+from ml.pictures.charts import (
     energy_rows,
     energy_summary,
     energy_svg,
@@ -14,7 +14,7 @@ from deletion_service.console.charts import (
     separation_summary,
     shared_axis,
 )
-from deletion_service.console.svg import Axis
+from ml.pictures.svg import Axis
 from ml.reports import EnergyPicture, Histogram
 
 SVG = "{http://www.w3.org/2000/svg}"
