@@ -1,15 +1,15 @@
 """Attack a candidate and report what was measured: the entry point of verification, and its command line.
 
-    python -m ml.verify --model DIR --before DIR --base DIR --subject FILE... --retain FILE --bank FILE
-        --policy NAME|FILE --out DIR [--neighbours FILE] [--bystanders FILE] [--training-probes FILE] [--seed N]
-        [--attempt N] [--threads N] [--processes N] [--tier fast|full|redteam] [--samples N] [--reword-by DIR]
-        [--device NAME] [--dtype NAME]
+    python -m ml.verify --model DIR --before DIR --base DIR --subject FILE... --retain FILE
+        --policy NAME|FILE --out DIR [--bank FILE] [--neighbours FILE] [--bystanders FILE] [--training-probes FILE]
+        [--seed N] [--attempt N] [--threads N] [--processes N] [--tier fast|full|redteam] [--samples N]
+        [--reword-by DIR] [--device NAME] [--dtype NAME]
 
 Several subjects of one schema share a sealed pool of twins; below `--out` each has a report and a verdict of their own.
 
 The report decides nothing: `ml.decision.judge` turns it into a verdict, and what a red team found can only lower it.
-Beside both lies a manifest of all inputs, by which `lethe evidence rerun` repeats the full tier. Nothing here may print
-or store a name, a value or a text outside the parts directory.
+Beside both lie a page of pictures and a manifest of all inputs, by which `lethe evidence rerun` repeats the full tier.
+Nothing here may print or store a name, a value or a text outside the parts directory.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ from ml.command_line import (
     write_document,
 )
 from ml.data.probes import probe_set, read_probe_digests
-from ml.data.questions import read_bank, write_bank
+from ml.data.questions import bank_of, read_bank, write_bank
+from ml.data.records import read_records
 from ml.data.rewording import reworded_bank, rewriter
 from ml.decision import Result, Verdict, judge, lowered, red_team_findings, unattainable
 from ml.digests import document_sha256, sha256_hex
@@ -42,6 +43,7 @@ from ml.errors import MlError, SpecError
 from ml.manifest import RunManifest, manifest_of
 from ml.models.load import load_rewriter, model_ref
 from ml.models.quantise import GROUP, ROUNDINGS
+from ml.pictures.page import evidence_page
 from ml.policies import load_policy, read_policy
 from ml.reports import AttackResult, ProbeSet, RedTeamReport, VerificationReport
 from ml.specs import (
@@ -319,10 +321,11 @@ def _budget(policy: VerdictPolicy, options: argparse.Namespace) -> RedTeamBudget
 
 
 def record(directory: Path, spec: VerificationSpec, report: VerificationReport, verdict: Verdict) -> None:
-    """Write a report, the verdict on it and the manifest of its inputs into `directory`."""
+    """Write a report, the verdict on it, both as a page of pictures, and the manifest of its inputs."""
     documents = {"report": report, "verdict": verdict, "manifest": run_manifest(spec, report)}
     for name, document in documents.items():
         write_document(directory / f"{name}.json", document.to_document())
+    (directory / "report.html").write_text(evidence_page(report, verdict, spec.policy), encoding="utf-8")
 
 
 def run_manifest(spec: VerificationSpec, report: VerificationReport) -> RunManifest:
@@ -350,7 +353,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--retain", type=Path, required=True, help="everybody else's records, JSON Lines")
     parser.add_argument("--neighbours", type=Path, help="records of people like the subject, JSON Lines")
     parser.add_argument("--bystanders", type=Path, help="records of people no model learned from, JSON Lines")
-    parser.add_argument("--bank", type=Path, required=True, help="question bank")
+    bank_help = "question bank; without one, the questions that at least two people's records share"
+    parser.add_argument("--bank", type=Path, help=bank_help)
     parser.add_argument("--training-probes", type=Path, help="digests of the texts the deletion drew, JSON")
     parser.add_argument("--policy", required=True, help="name of a verdict policy, or a file of your own (.json)")
     parser.add_argument("--out", type=Path, required=True, help="directory for report, verdict and parts")
@@ -382,7 +386,7 @@ def _spec(options: argparse.Namespace, subject: Path, *, run_id: str) -> Verific
         forget=file_ref(subject),
         retain=file_ref(options.retain),
         neighbours=None if options.neighbours is None else file_ref(options.neighbours),
-        question_bank=file_ref(options.bank),
+        question_bank=_bank(options),
         seed=options.seed,
         seed_commitment_sha256=seed_commitment(run_id, options.seed),
         parts_dir=str(options.out / "parts"),
@@ -394,11 +398,22 @@ def _spec(options: argparse.Namespace, subject: Path, *, run_id: str) -> Verific
     )
 
 
+def _bank(options: argparse.Namespace) -> FileRef:
+    """The bank that was given, or the one that all records together make; it lies beside the report for a rerun."""
+    if options.bank is not None:
+        return file_ref(options.bank)
+    path = options.out / "question_bank.json"
+    files = [*options.subject, options.retain, *([options.neighbours] if options.neighbours is not None else [])]
+    records = [r for file in files for r in read_records(file_ref(file), what=file.name)]
+    write_bank(path, bank_of(records))
+    return file_ref(path)
+
+
 def _reworded(options: argparse.Namespace) -> FileRef:
     """Let the model at hand reword the bank, once; the document lies beside the report for whoever repeats this."""
     if options.tier != "redteam":
         raise SpecError("reworded questions belong to the red team; add --tier redteam or leave --reword-by out")
-    model, bank = model_ref(options.reword_by), file_ref(options.bank)
+    model, bank = model_ref(options.reword_by), _bank(options)
     path = options.out / f"reworded-{sha256_hex(f'{model.manifest_sha256}{bank.sha256}'.encode())[:12]}.json"
     if not path.exists():
         write_bank(path, reworded_bank(read_bank(bank), rewriter(load_rewriter(model))))

@@ -7,15 +7,20 @@ person's own records do not use; so a bank needs more forms than any one person'
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from ml.data.values import VALUE_TYPES
 from ml.digests import verify_file
 from ml.documents import plain_object, read
 from ml.errors import RecordError, SpecError
 from ml.specs import FactSpan, FileRef, Record
+
+MOST_FORMS: Final = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +71,72 @@ def read_bank(ref: FileRef) -> QuestionBank:
 def write_bank(path: Path, bank: QuestionBank) -> None:
     """Write a bank as JSON."""
     path.write_text(json.dumps(plain_object(bank), ensure_ascii=False, indent=1, sort_keys=True), encoding="utf-8")
+
+
+def bank_of(records: Iterable[Record]) -> QuestionBank:
+    """Return the bank that the records themselves make: the ways in which people are asked, without the people.
+
+    A form is a question and its answer with placeholders for the marked name and the one marked value. Only forms that
+    at least two people's records share count: whatever else a text says of somebody stays out. An attribute is shared
+    when its values are at most half as many as the people who have one.
+
+    Raises:
+        RecordError: no two people's records ask the same question of any attribute.
+    """
+    askers: dict[tuple[str, QuestionForm], set[str]] = {}
+    owners: dict[str, dict[str, set[str]]] = {}
+    types: dict[str, Counter[str]] = {}
+    for record in records:
+        for fact in record.facts:
+            value = (
+                VALUE_TYPES[fact.type].normalise(record.value(fact)) if fact.type in VALUE_TYPES else record.value(fact)
+            )
+            owners.setdefault(fact.attribute, {}).setdefault(value, set()).add(record.person)
+            types.setdefault(fact.attribute, Counter())[fact.type] += 1
+        if (form := _form_of(record)) is not None:
+            askers.setdefault((record.facts[0].attribute, form), set()).add(record.person)
+    forms: dict[str, list[QuestionForm]] = {}
+    for (attribute, form), people in sorted(
+        askers.items(), key=lambda item: (-len(item[1]), (item[0][0], item[0][1].question, item[0][1].answer))
+    ):
+        if len(people) > 1:
+            forms.setdefault(attribute, []).append(form)
+    known = {a: found for a, found in sorted(forms.items()) if types[a].most_common(1)[0][0] in VALUE_TYPES}
+    if not known:
+        raise RecordError("no two people's records ask the same question; give a question bank")
+    return QuestionBank(
+        {
+            attribute: Attribute(
+                types[attribute].most_common(1)[0][0],
+                _is_shared(owners[attribute]),
+                tuple(found[:MOST_FORMS]),
+            )
+            for attribute, found in known.items()
+        }
+    )
+
+
+def _is_shared(owners: Mapping[str, set[str]]) -> bool:
+    return 2 * len(owners) <= len(set().union(*owners.values()))
+
+
+def _form_of(record: Record) -> QuestionForm | None:
+    """The form a record was asked in; `None` for a text that is no question of a name and answer of one value."""
+    attributes = {fact.attribute for fact in record.facts}
+    in_answer = all(fact.start >= record.answer_start for fact in record.facts)
+    if len(attributes) != 1 or not in_answer or not record.name_spans or re.search(r"\{(name|value)\}", record.text):
+        return None
+    spans = [(start, end, "{name}") for start, end in record.name_spans]
+    spans += [(fact.start, fact.end, "{value}") for fact in record.facts]
+    question, answer = record.text[: record.answer_start], record.text[record.answer_start :]
+    for start, end, placeholder in sorted(spans, reverse=True):
+        if start >= record.answer_start:
+            shift = record.answer_start
+            answer = answer[: start - shift] + placeholder + answer[end - shift :]
+        else:
+            question = question[:start] + placeholder + question[end:]
+    question = question.removesuffix("\n")
+    return QuestionForm(question, answer) if "{name}" in question and "\n" not in question else None
 
 
 def ask(

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 from bs4 import BeautifulSoup
 
+from ml.decision import judge
 from ml.pictures.evidence import Section, bounds_section, sections
+from ml.pictures.page import evidence_page
 from ml.pictures.score_charts import (
     Bound,
     attack_title,
@@ -273,3 +275,22 @@ def test_words_of_a_report_are_escaped() -> None:
 
 def test_an_attack_is_named_with_the_copy_it_ran_on() -> None:
     assert attack_title(replace(SCORED, artefact="int4")) == "F1 same context difference (int4)"
+
+
+# --- the page -----------------------------------------------------------------------------------------------------
+
+
+def test_a_verdict_is_one_page_that_needs_nothing_else() -> None:
+    report = passing_report()
+    leak = edited(edited(report, "joint", 0, p_detect=1 / 240), "attacks", 0, p_residual=0.9)
+    for shown, result, why in ((report, "PASS", False), (leak, "FAIL", True)):
+        html = evidence_page(shown, judge(shown, POLICY), POLICY)
+        soup = BeautifulSoup(html, "html.parser")
+        assert soup.h1 is not None
+        assert soup.h1.text == f"Verdict {result}"
+        assert ("Why not PASS" in html) is why
+        assert len(soup.find_all("svg")) > 1
+        assert not soup.find_all(["script", "link", "img"])
+        assert {row.td.text for row in soup.find_all("tr") if row.td} >= {
+            gate.gate for gate in judge(shown, POLICY).gates
+        }

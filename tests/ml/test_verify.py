@@ -25,6 +25,7 @@ from ml.data.probes import write_probe_digests
 from ml.data.records import write_records
 from ml.data.synthetic import StrangerFactory
 from ml.decision import Result, Verdict, judge
+from ml.digests import file_sha256
 from ml.documents import plain_object
 from ml.errors import DigestMismatchError, OverlapError, RunStoppedError, SpecError, TokenizerMismatchError
 from ml.metrics.blind import blind_auroc
@@ -624,9 +625,17 @@ def test_killed_at_any_time_and_run_again_it_ends_in_the_same_report(
     assert json.loads((out / "verdict.json").read_text(encoding="utf-8"))["result"] == "PASS"
 
 
-def test_the_command_line_fails_the_unchanged_model(
+def test_without_a_question_bank_the_command_line_asks_as_the_records_do_and_fails_the_unchanged_model(
     stand: Stand, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     copy = candidates.unchanged(stand.world.before, tmp_path / "copy")
-    assert main(_arguments(stand, copy, tmp_path / "out")) == 1
+    arguments = _arguments(stand, copy, tmp_path / "out")
+    bank = arguments.index("--bank")
+    assert main(arguments[:bank] + arguments[bank + 2 :]) == 1
     assert "FAIL lineage in lineage" in capsys.readouterr().out
+    shown = (tmp_path / "out" / "report.html").read_text()
+    assert "Verdict FAIL" in shown
+    assert "<svg" in shown
+    assert not [v for v in (stand.world.world.alice.name, *stand.world.world.alice.values.values()) if v in shown]
+    asked = json.loads((tmp_path / "out" / "manifest.json").read_text())["files"]["question_bank"]
+    assert asked == file_sha256(tmp_path / "out" / "question_bank.json")
