@@ -39,10 +39,11 @@ def blind_auroc(real: Sequence[Sequence[str]], twins: Sequence[Sequence[Sequence
         raise EmptySetError(f"the blind baseline needs at least {MINIMUM_PERSONS} retained people")
     own = [_features(texts) for texts in real]
     copies = [np.stack([_features(texts) for texts in person]) for person in twins]
+    own_means, copy_means = [f.mean(axis=0) for f in own], [f.mean(axis=1) for f in copies]
     wins, tested = np.zeros((count, count)), np.zeros((count, count))
     for fold in _folds(count, seed):
         learned = np.setdiff1d(np.arange(count), fold)
-        weights = _weights([own[i].mean(axis=0) for i in learned], [copies[i].mean(axis=1) for i in learned])
+        weights = _weights([own_means[i] for i in learned], [copy_means[i] for i in learned])
         place = np.ix_(fold, fold)
         wins[place] += _chances([own[i] @ weights for i in fold], [(copies[i] @ weights).ravel() for i in fold])
         tested[place] += 1
@@ -62,16 +63,35 @@ def _folds(count: int, seed: int) -> Iterator[NDArray[np.int64]]:
 
 def _features(texts: Sequence[str]) -> Array:
     """Log counts of hashed character n-grams: (texts, BUCKETS)."""
-    counts = np.zeros((len(texts), BUCKETS))
-    for row, text in enumerate(texts):
-        buckets = [zlib.crc32(gram) % BUCKETS for gram in _grams(text.encode("utf-8"))]
-        counts[row] = np.bincount(buckets, minlength=BUCKETS)
-    return np.log1p(counts)
-
-
-def _grams(text: bytes) -> Iterator[bytes]:
+    encoded = [text.encode("utf-8") for text in texts]
+    row = np.repeat(np.arange(len(texts)), [len(text) for text in encoded])
+    letters = np.frombuffer(b"".join(encoded), dtype=np.uint8)
+    cells = []
     for size in SIZES:
-        yield from (text[i : i + size] for i in range(len(text) - size + 1))
+        starts = np.arange(max(0, len(letters) - size + 1))
+        starts = starts[row[starts] == row[starts + size - 1]]  # no n-gram reaches into the next text
+        cells.append(row[starts] * BUCKETS + _crc32(letters, starts, size) % BUCKETS)
+    counts = np.bincount(np.concatenate(cells), minlength=len(texts) * BUCKETS)
+    return np.log1p(counts.reshape(len(texts), BUCKETS))
+
+
+def _crc32(letters: NDArray[np.uint8], starts: NDArray[np.int64], size: int) -> NDArray[np.int64]:
+    """CRC-32 of the `size` letters from each start."""
+    crc = np.full(len(starts), 0xFFFFFFFF, dtype=np.uint32)
+    for place in range(size):
+        crc = _CRC[(crc ^ letters[starts + place]) & 0xFF] ^ (crc >> np.uint32(8))
+    return (crc ^ np.uint32(0xFFFFFFFF)).astype(np.int64)
+
+
+def _crc_table() -> NDArray[np.uint32]:
+    """What each byte adds to a CRC-32: by the checksum of one byte, undone but for its table step."""
+    checksums = np.array([zlib.crc32(bytes([byte])) for byte in range(256)], dtype=np.uint32)
+    table = np.empty(256, dtype=np.uint32)
+    table[np.arange(256) ^ 0xFF] = checksums ^ np.uint32(0xFFFFFFFF) ^ np.uint32(0x00FFFFFF)
+    return table
+
+
+_CRC: Final = _crc_table()
 
 
 def _weights(own: Sequence[Array], copies: Sequence[Array]) -> Array:
@@ -87,5 +107,14 @@ def _weights(own: Sequence[Array], copies: Sequence[Array]) -> Array:
 
 def _chances(own: Sequence[Array], copies: Sequence[Array]) -> Array:
     """(persons, persons): chance that a text of person i scores above a text of the twins of person j."""
-    rows = [[float((a[:, None] > b).mean() + (a[:, None] == b).mean() / 2) for b in copies] for a in own]
+    sorted_copies = [np.sort(scores) for scores in copies]
+    rows = [[_chance(a, b) for b in sorted_copies] for a in own]
     return np.asarray(rows, dtype=np.float64)
+
+
+def _chance(above: Array, ascending: Array) -> float:
+    """Share of pairs in which the first is the higher; a tie counts half."""
+    below = int(np.searchsorted(ascending, above, side="left").sum())
+    ties = int(np.searchsorted(ascending, above, side="right").sum()) - below
+    pairs = len(above) * len(ascending)
+    return below / pairs + ties / pairs / 2

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import random
+import zlib
 
 import numpy as np
 import pytest
 import torch
 
 from ml.errors import EmptySetError, NonFiniteError, SpecError
+from ml.metrics import blind
 from ml.metrics.blind import blind_auroc
 from ml.metrics.fluency import ngram_entropy, opening_log_probability, weighted_ngram_entropy
 from ml.metrics.intervals import (
@@ -227,6 +229,17 @@ def test_a_classifier_without_the_model_tells_twins_whose_names_are_of_another_k
     real = _people(rng, 40, "abcdefghij")
     twins = [[copy] for copy in _people(rng, 40, "ghijklmnop")]
     assert blind_auroc(real, twins, seed=1).mean > 0.8
+
+
+def test_the_blind_baseline_counts_every_run_of_one_to_three_letters_and_none_across_texts() -> None:
+    texts = ["", "a", "ab", "Zoë über 12 — straße", "", "x"]
+    wanted = np.zeros((len(texts), blind.BUCKETS))
+    for row, text in enumerate(texts):
+        letters = text.encode("utf-8")
+        for size in blind.SIZES:
+            for start in range(len(letters) - size + 1):
+                wanted[row, zlib.crc32(letters[start : start + size]) % blind.BUCKETS] += 1
+    assert np.array_equal(blind._features(texts), np.log1p(wanted))
 
 
 def test_the_blind_baseline_needs_people() -> None:
