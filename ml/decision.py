@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from enum import StrEnum
 from itertools import pairwise, product
-from typing import Final
+from typing import Final, Literal, TypeAlias
 
 from ml.documents import Json, plain_object
 from ml.rank_tests import TOLERANCE, attempt_alpha, holm, smallest_p
@@ -125,7 +125,7 @@ def judge(report: VerificationReport, policy: VerdictPolicy) -> Verdict:
     if not is_finite(report) or not _possible(report):
         findings.append(Finding(Result.ERROR, "error", "report"))
         return _verdict([("report", "integrity")], findings, (), alpha_pass, policy.alpha)
-    detection = _holm_by_family(report.joint, policy.families)
+    detection = _holm_by_family(report, policy)
     gates = [("policy", "integrity")]
     gates += [(check.name, "validity") for check in report.validity]
     findings += _validity(report, policy)
@@ -199,8 +199,37 @@ def _without_controls(finding: Finding, broken: str | None) -> Finding:
     return replace(finding, result=Result.INCONCLUSIVE, code=broken)
 
 
-def _holm_by_family(joint: Iterable[JointDetection], rules: tuple[FamilyRule, ...]) -> dict[str, tuple[float, float]]:
-    """Holm over all families x both directions; a family without a valid joint test counts with p = 1.
+Direction: TypeAlias = Literal["residual", "over_forgetting"]
+
+
+@dataclass(frozen=True, slots=True)
+class HolmStep:
+    """One hypothesis of the FAIL claim: a family in one direction, its joint p-value, and that after Holm.
+
+    `p` is `None` where no valid joint test stands in the evidence; it counts as 1.
+    """
+
+    family: str
+    direction: Direction
+    p: float | None
+    adjusted: float
+
+
+def holm_steps(report: VerificationReport, policy: VerdictPolicy) -> tuple[HolmStep, ...]:
+    """Return Holm's steps over all families and both directions, in his order: the smallest p-value first."""
+    shown = _joint_tests(report.joint, policy.families)
+    rules = [rule.id for rule in policy.families]
+    tests: list[tuple[str, Direction, float | None]] = [
+        *((family, "residual", shown[family].p_detect if family in shown else None) for family in rules),
+        *((family, "over_forgetting", shown[family].p_low if family in shown else None) for family in rules),
+    ]
+    adjusted = holm([1.0 if p is None else p for _, _, p in tests])
+    steps = [HolmStep(family, direction, p, q) for (family, direction, p), q in zip(tests, adjusted, strict=True)]
+    return tuple(sorted(steps, key=lambda step: (1.0 if step.p is None else step.p, step.adjusted)))
+
+
+def _joint_tests(joint: Iterable[JointDetection], rules: tuple[FamilyRule, ...]) -> dict[str, JointDetection]:
+    """The valid joint test of each family that has one.
 
     A joint test is valid when it stands once, covers every attack the rule names and has the rule's twins: a test
     over fewer attacks could leave out the one that leaks.
@@ -212,11 +241,15 @@ def _holm_by_family(joint: Iterable[JointDetection], rules: tuple[FamilyRule, ..
         needed = {*rule.primary, *rule.detection}
         if len(own) == 1 and needed <= set(own[0].attacks) and own[0].twins >= rule.twins:
             shown[rule.id] = own[0]
-    p_values = [shown[r.id].p_detect if r.id in shown else 1.0 for r in rules]
-    p_values += [shown[r.id].p_low if r.id in shown else 1.0 for r in rules]
-    adjusted = holm(p_values)
+    return shown
+
+
+def _holm_by_family(report: VerificationReport, policy: VerdictPolicy) -> dict[str, tuple[float, float]]:
+    """By family with a valid joint test, its Holm-adjusted p-values: standing out, and lying below."""
+    steps = {(step.family, step.direction): step for step in holm_steps(report, policy) if step.p is not None}
     return {
-        rule.id: (adjusted[index], adjusted[index + len(rules)]) for index, rule in enumerate(rules) if rule.id in shown
+        family: (steps[family, "residual"].adjusted, steps[family, "over_forgetting"].adjusted)
+        for family in {family for family, _ in steps}
     }
 
 

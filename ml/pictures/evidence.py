@@ -11,7 +11,9 @@ from html import escape
 from itertools import product
 from typing import Final
 
+from ml.decision import holm_steps, is_finite
 from ml.pictures import charts, score_charts
+from ml.pictures.holm_chart import HOLM_HEAD, holm_rows, holm_summary, holm_svg
 from ml.pictures.score_charts import Bound
 from ml.reports import AttackResult, EnergyPicture, Histogram, VerificationReport
 from ml.specs import FamilyRule, VerdictPolicy
@@ -81,8 +83,15 @@ def bounds_section(
 
 
 def sections(report: VerificationReport, policy: VerdictPolicy) -> tuple[Section, ...]:
-    """The other pictures: scores of every attack, relearning, energies, and how well energy tells people apart."""
-    return (_scores(report, policy), _relearning(report, policy), _energies(report), _roc(report))
+    """The other pictures: what is detected after correction, scores of every attack, relearning, energies, and how
+    well energy tells people apart."""
+    return (
+        _multiplicity(report, policy),
+        _scores(report, policy),
+        _relearning(report, policy),
+        _energies(report),
+        _roc(report),
+    )
 
 
 def _figure(picture: Picture) -> str:
@@ -120,6 +129,31 @@ def _bounds(report: VerificationReport, policy: VerdictPolicy, gold: Verificatio
 
 def _key(row: AttackResult) -> tuple[str, str, str]:
     return row.family, row.attack, row.artefact
+
+
+# --- multiplicity -------------------------------------------------------------------------------------------------
+
+
+_MULTIPLICITY: Final = "Detection over all families"
+
+
+def _multiplicity(report: VerificationReport, policy: VerdictPolicy) -> Section:
+    if not is_finite(report.joint):
+        return Section("multiplicity", _MULTIPLICITY, (), ("A joint p-value is no number; nothing follows from it.",))
+    steps = holm_steps(report, policy)
+    title = "Standing out, corrected for the number of looks"
+    picture = Picture(
+        title,
+        holm_svg(steps, alpha=policy.alpha, title=title, element_id="holm"),
+        holm_summary(steps, alpha=policy.alpha),
+        HOLM_HEAD,
+        tuple(holm_rows(steps, alpha=policy.alpha)),
+    )
+    note = (
+        "Each family is one joint test over its attacks, in both directions. Detection alone fails nobody: a family "
+        "that stands out fails where its bound does not hold either."
+    )
+    return Section("multiplicity", _MULTIPLICITY, (picture,), (note,), wide=True)
 
 
 # --- scores -------------------------------------------------------------------------------------------------------

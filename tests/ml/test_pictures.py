@@ -233,7 +233,13 @@ def test_a_report_that_measured_nothing_shows_that_everything_is_missing() -> No
     (picture,) = bounds_section(nothing, POLICY).pictures
     assert {row[1] for row in picture.rows} == {"missing: not in the evidence"}
     assert picture.summary.startswith("0 of 3 bounds")
-    assert all(shown.pictures == () for shown in sections(nothing, POLICY))
+    looks, *others = sections(replace(nothing, joint=()), POLICY)
+    assert all(shown.pictures == () for shown in others)
+    assert {row[3] for row in looks.pictures[0].rows} == {"missing, counts as 1"}
+
+
+def test_a_joint_p_value_that_is_no_number_is_not_drawn() -> None:
+    assert section(edited(passing_report(), "joint", 0, p_detect=float("nan")), "multiplicity").pictures == ()
 
 
 # --- on the page --------------------------------------------------------------------------------------------------
@@ -275,6 +281,26 @@ def test_words_of_a_report_are_escaped() -> None:
 
 def test_an_attack_is_named_with_the_copy_it_ran_on() -> None:
     assert attack_title(replace(SCORED, artefact="int4")) == "F1 same context difference (int4)"
+
+
+# --- multiplicity -------------------------------------------------------------------------------------------------
+
+
+def test_every_step_of_holm_stands_in_his_order_with_what_decides() -> None:
+    report = without(edited(passing_report(), "joint", 0, p_detect=1 / 240), "joint", 1)
+    shown = section(report, "multiplicity")
+    (picture,) = shown.pictures
+    count = 2 * len(POLICY.families)
+    assert [row[0] for row in picture.rows] == [str(n + 1) for n in range(count)]
+    assert [row[4] for row in picture.rows] == [str(count - n) for n in range(count)]
+    first, missing = POLICY.families[0].id, POLICY.families[1].id
+    assert picture.rows[0][1:4] == (first, "stands out", "0.00417")
+    assert picture.rows[0][5] == f"{count / 240:.3g}"
+    assert {row[3] for row in picture.rows if row[1] == missing} == {"missing, counts as 1"}
+    adjusted = [float(row[5]) for row in picture.rows]
+    assert adjusted == sorted(adjusted)
+    assert [row[6] for row in picture.rows] == ["yes" if p <= POLICY.alpha else "no" for p in adjusted]
+    drawn(picture.svg)
 
 
 # --- the page -----------------------------------------------------------------------------------------------------
