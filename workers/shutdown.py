@@ -23,13 +23,14 @@ class _Stopping:
     """Set once the worker, or this process alone, was told to end."""
 
     def __init__(self) -> None:
-        self._here = threading.Event()
+        self._here = False
 
     def is_set(self) -> bool:
-        return self._here.is_set() or _word[0] != 0
+        return self._here or _word[0] != 0
 
     def set(self, *_: object) -> None:
-        self._here.set()
+        # No lock: a second signal may come while the first one's handler is here.
+        self._here = True
 
 
 def worker_ends() -> None:
