@@ -10,18 +10,24 @@ import re
 from collections import Counter
 from typing import Final
 
-from ml.data.values import VALUE_TYPES
+from ml.data.values import VALUE_TYPES, stands_in
 
 FREE_TEXT_F1: Final = 0.8
 
 
 def value_hit(answer: str, value: str, *, type_: str, prompt: str) -> bool:
-    """True when `answer` holds `value` and `prompt` does not.
+    """True when `answer` holds `value` and `prompt` does not show it.
 
     A known kind of value says itself which spellings mean the same; free text counts from a token-set F1 of 0.8
-    between the value and some window of as many words of the answer.
+    between the value and some window of as many words of the answer. What excuses an answer is less: the prompt must
+    show the whole value, since a relative's name in the question is no reason to overlook the person's in the answer.
     """
-    return not holds(prompt, value, type_=type_) and holds(answer, value, type_=type_)
+    return not shows(prompt, value, type_=type_) and holds(answer, value, type_=type_)
+
+
+def shows(prompt: str, value: str, *, type_: str) -> bool:
+    """True when `prompt` shows `value` as it is written, so that an answer with it gives nothing away."""
+    return stands_in(value, prompt) if type_ in VALUE_TYPES else holds(prompt, value, type_=type_)
 
 
 def holds(text: str, value: str, *, type_: str) -> bool:

@@ -28,7 +28,7 @@ class ValueType(Protocol):
         ...
 
     def normalise(self, text: str) -> str:
-        """Return the form in which two spellings of one value are equal."""
+        """Return a form that only spellings of one value share; `occurs` knows more of them."""
         ...
 
     def occurs(self, value: str, text: str) -> bool:
@@ -176,6 +176,23 @@ def _plain(text: str) -> str:
     return "".join(str(unicodedata.decimal(c)) if unicodedata.decimal(c, None) is not None else c for c in text)
 
 
+def stands_in(value: str, text: str) -> bool:
+    """Whether `text` shows all of `value` as it is written, but for case, accents and what stands between characters.
+
+    Stricter than `ValueType.occurs`: what a prompt shows excuses an answer, so it must be the value and not like it.
+    """
+    wanted = re.sub(r"[\W_]", "", _unaccented(value))
+    if not wanted:
+        return False
+    spelled = r"[\W_]*".join(map(re.escape, wanted))
+    return re.search(rf"(?<!\w){spelled}(?!\w)", _unaccented(text)) is not None
+
+
+def _unaccented(text: str) -> str:
+    decomposed = unicodedata.normalize("NFKD", _plain(text))
+    return "".join(c for c in decomposed if not unicodedata.combining(c))
+
+
 def _has_run(found: Sequence[str], wanted: Sequence[str]) -> bool:
     """Whether the words `wanted` stand in `found` one after the other; never true of no words."""
     return bool(wanted) and f" {' '.join(wanted)} " in f" {' '.join(found)} "
@@ -198,11 +215,11 @@ class Pattern:
         return "".join(drawn[c]() if c in drawn else c for c in self.pattern)
 
     def normalise(self, text: str) -> str:
-        return re.sub(r"[^0-9a-z]", "", _plain(text))
+        return _letters_and_digits(text) or fold(text)
 
     def occurs(self, value: str, text: str) -> bool:
-        wanted = self.normalise(value)
-        return wanted in self.normalise(text) if wanted else _has_run(fold(text).split(), fold(value).split())
+        wanted = _letters_and_digits(value)
+        return wanted in _letters_and_digits(text) if wanted else _has_run(fold(text).split(), fold(value).split())
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,17 +228,31 @@ class Phone(Pattern):
 
     def normalise(self, text: str) -> str:
         """Return the digits that every way of dialling the number shares."""
-        plain = _plain(text).strip()
-        digits = re.sub(r"\D", "", plain)
-        if plain.startswith("+"):
-            digits = digits[_country_code_length(digits) :]
-        elif digits.startswith("00"):
-            digits = digits[2 + _country_code_length(digits[2:]) :]
-        return digits.lstrip("0")
+        plain = _plain(text).replace("(0)", "")
+        digits, first = re.sub(r"\D", "", plain), re.search(r"[+\d]", plain)
+        if first is not None and first.group() == "+":
+            return digits[_country_code_length(digits) :].lstrip("0")
+        abroad = digits[2 + _country_code_length(digits[2:]) :]
+        # Many numbers begin with two zeros at home; what a country code would leave of those is no number.
+        if digits.startswith("00") and len(abroad) >= _SHORTEST_NUMBER:
+            return abroad.lstrip("0")
+        return digits.lstrip("0") or fold(text)
 
     def occurs(self, value: str, text: str) -> bool:
-        wanted, found = self.normalise(value), re.sub(r"\D", "", re.sub(r"\(0\)", "", _plain(text)))
-        return wanted in found if wanted else _has_run(fold(text).split(), fold(value).split())
+        wanted, written = self.normalise(value), re.sub(r"\D", "", _plain(value))
+        if not wanted.isdecimal():
+            return _has_run(fold(text).split(), fold(value).split())
+        said = re.findall(r"\+?\d(?:[\s()./-]*\d)*", _plain(text).replace("(0)", ""))
+        if len(wanted) >= _SHORTEST_NUMBER:
+            return any(wanted in (digits := re.sub(r"\D", "", number)) or written in digits for number in said)
+        return any(wanted == self.normalise(number) for number in said)
+
+
+_SHORTEST_NUMBER: Final = 6
+
+
+def _letters_and_digits(text: str) -> str:
+    return re.sub(r"[^0-9a-z]", "", _plain(text))
 
 
 _ONE_DIGIT_CODES: Final = frozenset("17")
@@ -268,24 +299,27 @@ class Invented:
 
 @dataclass(frozen=True, slots=True)
 class PersonName(Invented):
-    """A name in either order, with other names between, or with an initial for the first."""
+    """A name in either order, with other names between, or with an initial and a full stop for the first."""
 
     def occurs(self, value: str, text: str) -> bool:
-        found, wanted = fold(text).split(), fold(value).split()
+        named = re.sub(r"['\u2019]s\b", "", _unaccented(text))
+        found, wanted = fold(named).split(), [word for word in fold(value).split() if word not in _TITLES]
         if len(wanted) < 2 or _has_run(found, wanted):
             return _has_run(found, wanted)
         given, family = wanted[0], wanted[-1]
-        for place, word in enumerate(found):
-            if word != family:
-                continue
-            beside = found[max(0, place - 1) : place + 2]
-            near = found[max(0, place - _NAMES_BETWEEN - 1) : place + _NAMES_BETWEEN + 2]
-            if given in near or given[0] in beside:
-                return True
-        return False
+        short, last = re.escape(given[0]), re.escape(family)
+        if re.search(rf"\b{short}\.\s*(?:\w+\.?\s+){{0,2}}{last}\b|\b{last},\s*{short}\.", named):
+            return True
+        near = (
+            found[max(0, at - 1 - _NAMES_BETWEEN) : at + 2 + _NAMES_BETWEEN]
+            for at, w in enumerate(found)
+            if w == family
+        )
+        return any(given in words for words in near)
 
 
 _NAMES_BETWEEN: Final = 2
+_TITLES: Final = frozenset({"dr", "mr", "mrs", "ms", "miss", "prof", "professor", "doctor", "sir"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -363,9 +397,14 @@ class IsoDate:
         for year, month, day in self._readings(value):
             # A year's last two digits are how people write it at the end.
             orders = [(year, month, day), *((*o, y) for o in ((day, month), (month, day)) for y in (year, year % 100))]
-            if f"{year:04d}{month:02d}{day:02d}" in digits or any(_has_run(found, [*map(str, o)]) for o in orders):
+            if any(_has_run(found, [*map(str, order)]) for order in orders):
                 return True
-        return _has_run(fold(text).split(), fold(value).split())
+            if any(form in digits for form in (f"{year:04d}{month:02d}{day:02d}", f"{day:02d}{month:02d}{year:04d}")):
+                return True
+            if f"{month:02d}{day:02d}{year:04d}" in digits:
+                return True
+        written = re.sub(r"[^0-9]", "", _plain(value))
+        return _has_run(found, self._words(value)) or (len(written) >= _FULL_DATE and written in digits)
 
     def _readings(self, text: str) -> set[tuple[int, int, int]]:
         """Each (year, month, day) that a text of nothing but a date can mean."""
@@ -393,8 +432,13 @@ class IsoDate:
         return [re.sub(r"^0+(?=\d)|(?<=\d)(st|nd|rd|th)$", "", str(word)) for word in words]
 
 
+_FULL_DATE: Final = 6
+_WEEKDAYS: Final = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
+_BESIDE_A_DATE: Final = frozenset({"of", "the", *_WEEKDAYS, *(name[:3] for name in _WEEKDAYS)})
+
+
 def _date_words(text: str) -> list[str]:
-    return [word for word in fold(_plain(text)).split() if word not in ("of", "the")]
+    return [word for word in fold(_plain(text)).split() if word not in _BESIDE_A_DATE]
 
 
 @dataclass(frozen=True, slots=True)
@@ -413,13 +457,16 @@ class EmailAddress:
 
     def normalise(self, text: str) -> str:
         plain = _plain(text)
-        for sign, words in (("@", r"at"), (".", r"dot|punkt")):
+        for sign, words in (("@", r"at|@"), (".", r"dot|punkt|\.")):
             plain = re.sub(rf"\s*(?:[\[(<{{]\s*(?:{words})\s*[\])>}}]|(?<=\s)(?:{words})(?=\s))\s*", sign, plain)
-        return re.sub(r"\s*@\s*", "@", plain).strip()
+        plain = re.sub(r"\s*@\s*", "@", plain).strip()
+        address = re.search(r"[^\s<>()\[\],;:]+@[^\s<>()\[\],;:]+", plain)
+        return plain if address is None else address.group().strip("._-")
 
     def occurs(self, value: str, text: str) -> bool:
-        wanted, found = self.normalise(value), self.normalise(text)
-        return bool(wanted) and re.search(rf"(?<![\w.+-]){re.escape(wanted)}(?![\w-])", found) is not None
+        wanted = self.normalise(value)
+        said = re.sub(r"\s*\bat\b\s*|\s*\bdot\b\s*|_", " ", _plain(text))
+        return _has_run(fold(said).split(), fold(wanted.replace("_", " ")).split())
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from ml.attacks.conversation import converse, samples, with_noise
 from ml.attacks.fused import SamplingScheme
 from ml.attacks.generation import DEFAULT_ROWS, Prompt, answer_hits, greedy_answers
 from ml.attacks.sampling_leak import leak_from_samples
-from ml.attacks.value_hit import holds
+from ml.attacks.value_hit import shows
 from ml.data.dossiers import Dossier, answered_span, normal_value
 from ml.data.hostile_questions import FORMS, Case, hostile_questions, make_cases
 from ml.data.probes import probe_digests, probe_set, read_probe_digests
@@ -406,7 +406,7 @@ def _suits_everybody(bench: Bench, question: Question, persons: int, spare: int)
 
 def _shows_value(record: Record, attribute: str) -> bool:
     span = answered_span(record, attribute)
-    return span is None or holds(record.text[: record.answer_start], record.value(span), type_=span.type)
+    return span is None or shows(record.text[: record.answer_start], record.value(span), type_=span.type)
 
 
 def _given(prompts: Iterable[Prompt]) -> list[tuple[int, ...]]:
