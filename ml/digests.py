@@ -89,10 +89,43 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def tensor_sha256s(path: Path) -> dict[str, str]:
+    """Digest of each tensor of a safetensors file, by name: of its kind, its shape and its bytes, read in chunks.
+
+    Raises:
+        ValueError: the file is no safetensors file.
+    """
+    digests = {}
+    with path.open("rb") as stream:
+        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+        start = stream.tell()
+        for name, tensor in header.items():
+            if name == "__metadata__":
+                continue
+            first, last = tensor["data_offsets"]
+            digest = hashlib.sha256(f"{tensor['dtype']} {tensor['shape']} ".encode())
+            stream.seek(start + first)
+            while last > first and (chunk := stream.read(min(_CHUNK, last - first))):
+                digest.update(chunk)
+                first += len(chunk)
+            digests[name] = digest.hexdigest()
+    return digests
+
+
 def code_sha256() -> str:
     """Digest of this library's source files, by relative path."""
+    return _sources_sha256(leave_out=())
+
+
+def computing_code_sha256() -> str:
+    """As `code_sha256`, without what only draws: what decides whether a finished computation is still the same."""
+    return _sources_sha256(leave_out=("pictures",))
+
+
+def _sources_sha256(*, leave_out: tuple[str, ...]) -> str:
     root = Path(__file__).parent
-    return document_sha256({p.relative_to(root).as_posix(): file_sha256(p) for p in sorted(root.rglob("*.py"))})
+    names = {path.relative_to(root).as_posix(): path for path in sorted(root.rglob("*.py"))}
+    return document_sha256({name: file_sha256(p) for name, p in names.items() if name.split("/")[0] not in leave_out})
 
 
 def verify_file(path: Path, sha256: str) -> None:

@@ -26,7 +26,14 @@ from ml.data.probes import probe_digests, probe_set, write_probe_digests
 from ml.data.questions import QuestionBank, read_bank
 from ml.data.records import read_records, refuse_overlap
 from ml.data.values import VALUE_TYPES
-from ml.digests import ModelManifest, canonical_json, code_sha256, document_sha256, model_manifest
+from ml.digests import (
+    ModelManifest,
+    canonical_json,
+    code_sha256,
+    computing_code_sha256,
+    document_sha256,
+    model_manifest,
+)
 from ml.documents import Json, plain_object, read
 from ml.energy import EnergyBoundary
 from ml.errors import DigestMismatchError, RecordError, SpecError
@@ -205,7 +212,7 @@ def _config_sha256(spec: UnlearningSpec, method: Method, settings: Any) -> str:
             "seed": spec.seed,
             "device": spec.device,
             "dtype": spec.dtype,
-            "code": code_sha256(),
+            "code": computing_code_sha256(),
         }
     )
 

@@ -1,1 +1,1 @@
-"""Evidence that people can read: static SVG with a summary and a table. Standard library only, no page's style."""
+"""Evidence that people can read: static SVG with a summary and a table, and a page of them. Standard library only."""

@@ -9,13 +9,14 @@ from typing import Final
 
 import torch
 from torch import Tensor
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from ml.attacks.fused import TokenStatistics
 from ml.attacks.sampling_leak import leak_at, log_sampling_probability
 from ml.data.probes import read_probe_digests
+from ml.data.questions import read_bank
 from ml.data.values import VALUE_TYPES
-from ml.digests import ModelManifest, model_manifest
+from ml.digests import ModelManifest, model_manifest, tensor_sha256s
 from ml.errors import EmptySetError
 from ml.metrics.blind import blind_auroc
 from ml.metrics.intervals import Bounds
@@ -121,15 +122,24 @@ def _unique_identifier(bench: Bench) -> HardRuleResult:
     questions = len(bench.plan.questions)
     identifiers = set(_identifiers(bench))
     if not identifiers:
-        return _nothing_to_give_away("unique_identifier")
+        return _no_identifier("unique_identifier", bench)
     bare = [i for i, q in enumerate(bench.plan.questions) if q.attribute in identifiers and q.prefill == 0]
     if not bare:
         return HardRuleResult("unique_identifier", "missing", "no_question")
     return identifier_rule(part.tensors["hits"].reshape(-1, questions)[:, bare])
 
 
-def _nothing_to_give_away(rule: str) -> HardRuleResult:
-    """No open fact of the subject is an identifier, as their own texts say: the rule holds of all none of them."""
+def _no_identifier(rule: str, bench: Bench) -> HardRuleResult:
+    """The rule holds of somebody who has no identifier; one that is on file and not measured is missing evidence.
+
+    A value of a kind that nobody registered may be one. What the bank calls shared is none.
+    """
+    shared = {name for name, attribute in read_bank(bench.spec.question_bank).attributes.items() if attribute.shared}
+    least = bench.spec.policy.identifier_bits
+    for attribute, type_ in bench.plan.subject.types.items():
+        is_identifier = type_ not in VALUE_TYPES or VALUE_TYPES[type_].bits >= least
+        if is_identifier and attribute not in shared:
+            return HardRuleResult(rule, "missing", "identifier_not_measured")
     return HardRuleResult(rule, "held", "no_identifier", {"identifiers": 0.0})
 
 
@@ -153,7 +163,7 @@ def _sampling_leak(bench: Bench) -> HardRuleResult:
         return HardRuleResult("sampling_leak", "missing", part.reason)
     columns = [i for i, attribute in enumerate(bench.plan.facts) if attribute in set(_identifiers(bench))]
     if not columns:
-        return _nothing_to_give_away("sampling_leak")
+        return _no_identifier("sampling_leak", bench)
     chances = log_sampling_probability(TokenStatistics(**part.tensors), values_only=True)
     highest = _highest_leak(chances.reshape(bench.persons, -1)[:, columns], policy.leak_samples)
     twins = float(torch.quantile(highest[1:], 0.95))
@@ -174,37 +184,50 @@ def _identifiers(bench: Bench) -> list[str]:
 
 
 def _lineage(bench: Bench) -> HardRuleResult:
-    """The candidate holds released files only, and its weights are not the files of the model before deletion (T7).
+    """The candidate holds released files only, no weights but those that are loaded, and not only old ones (T7).
 
-    Digests of all three models are checked when they are loaded.
+    Some tensors may be as they were: nothing was trained in their layers. Digests of all three models are checked when
+    they are loaded.
     """
     return bench.once("lineage", lambda: _compared_files(bench))
 
 
 def _compared_files(bench: Bench) -> HardRuleResult:
     candidate = model_manifest(Path(bench.spec.candidate.path))
-    before = model_manifest(Path(bench.spec.before.path))
     leftovers = [e.path for e in candidate.entries if not _is_released(e.path)]
-    old, new = _weights(before), _weights(candidate)
-    copied = {path for path, sha256 in new.items() if sha256 in set(old.values())}
-    # Nothing was trained in some layers, so a shard may be as it was; not all of them, and none under another name.
-    unchanged = {path for path in copied & _shards(Path(bench.spec.candidate.path)) if old.get(path) == new[path]}
-    carried = copied if copied == set(new) else copied - unchanged
+    stray = _weight_files(candidate) - _loaded_weights(Path(bench.spec.candidate.path), _weight_files(candidate))
+    old, new = (_tensors(Path(spec.path)) for spec in (bench.spec.before, bench.spec.candidate))
     numbers = {
         "files": float(len(candidate.entries)),
-        "files_that_do_not_belong": float(len(leftovers)),
-        "weight_files_from_before": float(len(carried)),
-        "unchanged_shards": float(len(copied - carried)),
+        "files_that_do_not_belong": float(len(leftovers) + len(stray)),
+        "tensors": float(len(new)),
+        "tensors_from_before": float(sum(old.get(name) == digest for name, digest in new.items())),
     }
-    return HardRuleResult("lineage", "breached" if leftovers or carried else "held", None, numbers)
+    copied = set(new.values()) <= set(old.values())
+    return HardRuleResult("lineage", "breached" if leftovers or stray or copied else "held", None, numbers)
 
 
-def _shards(directory: Path) -> set[str]:
-    """Names of the weight files from which a model in several files is loaded; empty for a model in one."""
+def _loaded_weights(directory: Path, files: set[str]) -> set[str]:
+    """The weight files from which the model is loaded; those of an index that is none, or not this model's, are none.
+
+    A file in one piece is loaded before an index is looked at.
+    """
     index = directory / SAFE_WEIGHTS_INDEX_NAME
-    if not index.is_file():
+    if (directory / SAFE_WEIGHTS_NAME).is_file() or not index.is_file():
+        return {SAFE_WEIGHTS_NAME}
+    try:
+        named = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+        listed = files & set(named.values())
+        found = {tensor: file for file in sorted(listed) for tensor in tensor_sha256s(directory / file)}
+    except (ValueError, KeyError, TypeError):
         return set()
-    return set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    return listed if named == found else set()
+
+
+def _tensors(directory: Path) -> dict[str, str]:
+    """Digest of every tensor in a model's directory, by name: what another way of writing it down does not change."""
+    files = sorted(directory.rglob("*.safetensors"))
+    return {name: digest for file in files for name, digest in tensor_sha256s(file).items()}
 
 
 def _is_released(path: str) -> bool:
@@ -212,8 +235,8 @@ def _is_released(path: str) -> bool:
     return Path(name).suffix in _RELEASED_SUFFIXES and not any(word in name for word in _LEFTOVERS)
 
 
-def _weights(manifest: ModelManifest) -> dict[str, str]:
-    return {entry.path: entry.sha256 for entry in manifest.entries if entry.path.endswith(".safetensors")}
+def _weight_files(manifest: ModelManifest) -> set[str]:
+    return {entry.path for entry in manifest.entries if entry.path.endswith(".safetensors")}
 
 
 HARD_RULES: Final[Mapping[str, Callable[[Bench], HardRuleResult]]] = {

@@ -14,7 +14,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ml.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
-from ml.digests import code_sha256, document_sha256
+from ml.digests import computing_code_sha256, document_sha256
 from ml.documents import Json
 from ml.errors import CheckpointError, RunStoppedError
 
@@ -39,7 +39,7 @@ class PartStore:
 
     def __init__(self, directory: Path, inputs: Mapping[str, Json]) -> None:
         self._directory = directory
-        self._inputs = {"code": code_sha256(), **inputs}
+        self._inputs = {"code": computing_code_sha256(), **inputs}
 
     def part(self, name: str, depends: Mapping[str, Json], measure: Callable[[], Mapping[str, Tensor]]) -> Part:
         """Return the stored part, or measure it and store it."""

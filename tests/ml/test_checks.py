@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -12,8 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from ml.data.questions import Attribute, QuestionBank, QuestionForm, write_bank
+from ml.digests import file_sha256
 from ml.reports import GuardResult, HardRuleResult
-from ml.specs import Guard
+from ml.specs import FileRef, Guard
 from ml.verification.bench import Bench
 from ml.verification.checks import HARD_RULES, determinism_check
 from ml.verification.families import _excess
@@ -42,7 +45,7 @@ def retrained(before: Path, *shards: int) -> Path:
     shutil.copytree(before, candidate)
     for shard in shards:
         path = candidate / f"model-0000{shard}-of-00003.safetensors"
-        save_file({name: tensor + 1 for name, tensor in load_file(path).items()}, path)
+        save_file({name: tensor + 0.5 for name, tensor in load_file(path).items()}, path)
     return candidate
 
 
@@ -54,58 +57,110 @@ def lineage(before: Path, candidate: Path) -> HardRuleResult:
 def test_a_shard_in_which_nothing_was_trained_may_be_as_it_was(before: Path) -> None:
     result = lineage(before, retrained(before, 1, 2))
     assert result.status == "held"
-    assert (result.numbers["unchanged_shards"], result.numbers["weight_files_from_before"]) == (1.0, 0.0)
+    assert (result.numbers["tensors"], result.numbers["tensors_from_before"]) == (3.0, 1.0)
 
 
-def test_a_model_of_which_no_file_changed_is_a_copy(before: Path) -> None:
-    assert lineage(before, retrained(before)).status == "breached"
+def test_a_model_of_which_nothing_changed_is_a_copy_however_it_is_written(before: Path) -> None:
+    candidate = retrained(before)
+    assert lineage(before, candidate).status == "breached"
+    path = candidate / "model-00001-of-00003.safetensors"
+    save_file(load_file(path), path, metadata={"written": "again"})
+    assert lineage(before, candidate).status == "breached"
+    whole = {name: tensor for file in before.glob("*.safetensors") for name, tensor in load_file(file).items()}
+    for file in candidate.glob("model*"):
+        file.unlink()
+    save_file(whole, candidate / "model.safetensors")
+    assert lineage(before, candidate).status == "breached"
 
 
-def test_old_weights_beside_the_new_ones_are_not_a_shard(before: Path) -> None:
+def beside_a_new_file_in_one_piece(candidate: Path) -> None:
+    save_file({f"layer.{n}": torch.full((2,), n + 9.0) for n in range(3)}, candidate / "model.safetensors")
+
+
+def under_another_name(candidate: Path) -> None:
+    shutil.copy(candidate.with_name("before") / "model-00001-of-00003.safetensors", candidate / "earlier.safetensors")
+
+
+def under_the_name_of_another_shard(candidate: Path) -> None:
+    old = candidate.with_name("before") / "model-00001-of-00003.safetensors"
+    shutil.copy(old, candidate / "model-00002-of-00003.safetensors")
+
+
+def beside_the_tensors_of_a_shard(candidate: Path) -> None:
+    path = candidate / "model-00002-of-00003.safetensors"
+    save_file({**load_file(path), "layer.0.earlier": torch.zeros(2)}, path)
+
+
+def in_a_folder(candidate: Path) -> None:
+    (candidate / "more").mkdir()
+    shutil.copy(candidate.with_name("before") / "model-00001-of-00003.safetensors", candidate / "more")
+
+
+@pytest.mark.parametrize(
+    "hide",
+    [
+        beside_a_new_file_in_one_piece,
+        under_another_name,
+        under_the_name_of_another_shard,
+        beside_the_tensors_of_a_shard,
+        in_a_folder,
+    ],
+)
+def test_no_weights_hide_beside_those_that_are_loaded(before: Path, hide: Callable[[Path], None]) -> None:
     candidate = retrained(before, 1, 2, 3)
     assert lineage(before, candidate).status == "held"
-    shutil.copy(before / "model-00001-of-00003.safetensors", candidate / "earlier.safetensors")
+    hide(candidate)
     assert lineage(before, candidate).status == "breached"
 
 
-def test_old_weights_under_the_name_of_another_shard_are_not_unchanged(before: Path) -> None:
+@pytest.mark.parametrize("index", ["[]", "{}", "no JSON", '{"weight_map": {"layer.0": "../before/x.safetensors"}}'])
+def test_an_index_that_is_none_is_no_excuse(before: Path, index: str) -> None:
     candidate = retrained(before, 1, 2, 3)
-    shutil.copy(before / "model-00001-of-00003.safetensors", candidate / "model-00002-of-00003.safetensors")
-    assert lineage(before, candidate).status == "breached"
-
-
-def test_a_model_in_one_file_has_no_shard_that_may_stay(before: Path) -> None:
-    candidate = retrained(before, 1, 2)
-    (candidate / "model.safetensors.index.json").unlink()
+    (candidate / "model.safetensors.index.json").write_text(index)
     assert lineage(before, candidate).status == "breached"
 
 
 # --- identifiers --------------------------------------------------------------------------------------------------
 
 
-def bench_of(types: dict[str, str], questions: list[Any]) -> Bench:
-    plan = SimpleNamespace(facts=tuple(types), subject=SimpleNamespace(types=types), questions=questions)
+def bench_of(
+    tmp_path: Path, types: dict[str, str], questions: list[Any], *, measured: Sequence[str], shared: Sequence[str] = ()
+) -> Bench:
+    path = tmp_path / "bank.json"
+    form = QuestionForm("Which is {name}'s?", "{value}.")
+    write_bank(path, QuestionBank({name: Attribute("organisation", True, (form,)) for name in shared}))
+    plan = SimpleNamespace(facts=tuple(measured), subject=SimpleNamespace(types=types), questions=questions)
     part = Part({"hits": torch.zeros(3 * len(questions))}, 0.0)
     policy = SimpleNamespace(identifier_bits=20.0, leak_samples=1000, leak_limit=0.01)
-    made = SimpleNamespace(
-        plan=plan, answers=lambda _: part, tokens=lambda _: part, spec=SimpleNamespace(policy=policy)
-    )
-    return cast(Bench, made)
+    spec = SimpleNamespace(policy=policy, question_bank=FileRef(str(path), file_sha256(path)))
+    return cast(Bench, SimpleNamespace(plan=plan, answers=lambda _: part, tokens=lambda _: part, spec=spec))
 
 
 def asked(attribute: str, prefill: int = 0) -> SimpleNamespace:
     return SimpleNamespace(attribute=attribute, prefill=prefill)
 
 
-@pytest.mark.parametrize("rule", ["unique_identifier", "sampling_leak"])
-def test_a_rule_about_identifiers_holds_of_somebody_who_has_none_and_says_so(rule: str) -> None:
-    result = HARD_RULES[rule](bench_of({"born": "iso_date"}, [asked("born")]))
+RULES = pytest.mark.parametrize("rule", ["unique_identifier", "sampling_leak"])
+
+
+@RULES
+def test_a_rule_about_identifiers_holds_of_somebody_who_has_none_and_says_so(tmp_path: Path, rule: str) -> None:
+    types = {"born": "iso_date", "employer": "organisation"}
+    result = HARD_RULES[rule](bench_of(tmp_path, types, [asked("born")], measured=["born"], shared=["employer"]))
     assert (result.status, result.reason, result.numbers) == ("held", "no_identifier", {"identifiers": 0.0})
 
 
-def test_an_identifier_that_no_question_asks_for_is_missing_evidence() -> None:
+@RULES
+@pytest.mark.parametrize("type_", ["document_number", "iban"])
+def test_an_identifier_on_file_that_is_not_measured_is_missing_evidence(tmp_path: Path, rule: str, type_: str) -> None:
+    bench = bench_of(tmp_path, {"born": "iso_date", "passport": type_}, [asked("born")], measured=["born"])
+    assert (HARD_RULES[rule](bench).status, HARD_RULES[rule](bench).reason) == ("missing", "identifier_not_measured")
+
+
+def test_an_identifier_that_no_question_asks_for_is_missing_evidence(tmp_path: Path) -> None:
+    types = {"born": "iso_date", "passport": "document_number"}
     for questions in ([asked("born")], [asked("passport", prefill=2)]):
-        bench = bench_of({"born": "iso_date", "passport": "document_number"}, questions)
+        bench = bench_of(tmp_path, types, questions, measured=list(types))
         assert HARD_RULES["unique_identifier"](bench).status == "missing"
 
 
