@@ -115,8 +115,8 @@ def judge(report: VerificationReport, policy: VerdictPolicy) -> Verdict:
 
     While a check on which the controls rest is broken (`_CONTROLS_REST_ON`), they prove nothing in either direction:
     what would be a statistical FAIL becomes INCONCLUSIVE with the check's reason. Hard rules and utility do not rest on
-    controls and still fail, and no other broken check excuses a leak: reused probes, a twin that has a real person's
-    value, or few facts make one harder to show, not easier.
+    controls and still fail, and no other broken check excuses a leak: reused probes, or a twin that has a real person's
+    value, make one harder to show. They make an island easier to show (`_AN_ISLAND_RESTS_ON`), so that one they excuse.
     """
     alpha_pass = attempt_alpha(report.attempt, alpha=policy.alpha)
     findings: list[Finding] = []
@@ -129,7 +129,7 @@ def judge(report: VerificationReport, policy: VerdictPolicy) -> Verdict:
     gates = [("policy", "integrity")]
     gates += [(check.name, "validity") for check in report.validity]
     findings += _validity(report, policy)
-    broken = next((c.reason for c in report.validity if c.status == "broken" and c.name in _CONTROLS_REST_ON), None)
+    broken = {check.name: check.reason for check in report.validity if check.status == "broken"}
     for rule in policy.families:
         gates.append((rule.id, "family"))
         found = _family(rule, report, detection.get(rule.id), alpha_pass, policy.alpha)
@@ -174,6 +174,8 @@ def _worst(results: Iterable[Result]) -> Result:
 REQUIRED_CHECKS: Final = ("determinism", "placebo", "blind_baseline", "collisions", "probe_disjointness", "facts")
 # Section 9.4 names the first two. A text from which the subject can be told apart without any model is the same doubt.
 _CONTROLS_REST_ON: Final = frozenset({"determinism", "placebo", "blind_baseline"})
+# Texts that the deletion trained on lie low, and a twin with a real value lies high.
+_AN_ISLAND_RESTS_ON: Final = _CONTROLS_REST_ON | {"collisions", "probe_disjointness"}
 
 
 def _validity(report: VerificationReport, policy: VerdictPolicy) -> list[Finding]:
@@ -192,11 +194,13 @@ def _validity(report: VerificationReport, policy: VerdictPolicy) -> list[Finding
 # --- attack families ----------------------------------------------------------------------------------------------
 
 
-def _without_controls(finding: Finding, broken: str | None) -> Finding:
+def _without_controls(finding: Finding, broken: Mapping[str, str]) -> Finding:
     """A leak shown against controls is not shown while the controls are in doubt (verification section 9.4)."""
-    if broken is None or finding.result is not Result.FAIL:
+    rests_on = _AN_ISLAND_RESTS_ON if finding.code == "over_forgetting" else _CONTROLS_REST_ON
+    reason = next((reason for check, reason in broken.items() if check in rests_on), None)
+    if reason is None or finding.result is not Result.FAIL:
         return finding
-    return replace(finding, result=Result.INCONCLUSIVE, code=broken)
+    return replace(finding, result=Result.INCONCLUSIVE, code=reason)
 
 
 Direction: TypeAlias = Literal["residual", "over_forgetting"]
@@ -403,7 +407,7 @@ def lowered(verdict: Verdict, findings: Iterable[Finding]) -> Verdict:
 
     As in `judge`, what is shown against controls that are in doubt is not shown; an identifier that came out still is.
     """
-    broken = next((f.code for f in verdict.findings if f.gate in _CONTROLS_REST_ON and f.code != "coverage"), None)
+    broken = {f.gate: f.code for f in verdict.findings if f.gate in REQUIRED_CHECKS and f.code != "coverage"}
     found = [f if f.code in _WITHOUT_CONTROLS else _without_controls(f, broken) for f in findings]
     found = [finding for finding in found if finding.result is not Result.PASS]
     if not found:

@@ -275,6 +275,14 @@ def test_no_other_broken_check_excuses_a_leak(name: str) -> None:
     assert _codes(verdict) == {"residual", "its_reason"}
 
 
+@pytest.mark.parametrize(("name", "excused"), [("collisions", True), ("probe_disjointness", True), ("facts", False)])
+def test_what_makes_an_island_easier_to_show_excuses_one(name: str, excused: bool) -> None:
+    island = edited(edited(passing_report(), "joint", 0, p_low=FLOOR), "attacks", 0, p_over=0.9)
+    assert _codes(judge(island, POLICY)) == {"over_forgetting"}
+    broken = edited(island, "validity", REQUIRED_CHECKS.index(name), status="broken", reason="its_reason")
+    assert judge(broken, POLICY).result is (Result.INCONCLUSIVE if excused else Result.FAIL)
+
+
 # --- attempts -----------------------------------------------------------------------------------------------------
 
 
