@@ -353,7 +353,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--retain", type=Path, required=True, help="everybody else's records, JSON Lines")
     parser.add_argument("--neighbours", type=Path, help="records of people like the subject, JSON Lines")
     parser.add_argument("--bystanders", type=Path, help="records of people no model learned from, JSON Lines")
-    bank_help = "question bank; without one, the questions that at least two people's records share"
+    bank_help = "question bank; without one, the questions that several retained people are asked"
     parser.add_argument("--bank", type=Path, help=bank_help)
     parser.add_argument("--training-probes", type=Path, help="digests of the texts the deletion drew, JSON")
     parser.add_argument("--policy", required=True, help="name of a verdict policy, or a file of your own (.json)")
@@ -399,13 +399,15 @@ def _spec(options: argparse.Namespace, subject: Path, *, run_id: str) -> Verific
 
 
 def _bank(options: argparse.Namespace) -> FileRef:
-    """The bank that was given, or the one that all records together make; it lies beside the report for a rerun."""
+    """The bank that was given, or the one that the retained people's records make, kept with the parts for a rerun.
+
+    The subjects' own records are not asked: whatever stands in them alone must stand nowhere else.
+    """
     if options.bank is not None:
         return file_ref(options.bank)
-    path = options.out / "question_bank.json"
-    files = [*options.subject, options.retain, *([options.neighbours] if options.neighbours is not None else [])]
-    records = [r for file in files for r in read_records(file_ref(file), what=file.name)]
-    write_bank(path, bank_of(records))
+    path = options.out / "parts" / "question_bank.json"
+    path.parent.mkdir(exist_ok=True)
+    write_bank(path, bank_of(read_records(file_ref(options.retain), what="retain set")))
     return file_ref(path)
 
 

@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
@@ -21,6 +22,7 @@ from ml.errors import RecordError, SpecError
 from ml.specs import FactSpan, FileRef, Record
 
 MOST_FORMS: Final = 12
+FEWEST_ASKED: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +79,12 @@ def bank_of(records: Iterable[Record]) -> QuestionBank:
     """Return the bank that the records themselves make: the ways in which people are asked, without the people.
 
     A form is a question and its answer with placeholders for the marked name and the one marked value. Only forms that
-    at least two people's records share count: whatever else a text says of somebody stays out. An attribute is shared
+    the records of at least `FEWEST_ASKED` people share count: whatever else a text says of one, or of two who belong
+    together, stays out. An attribute is shared
     when its values are at most half as many as the people who have one.
 
     Raises:
-        RecordError: no two people's records ask the same question of any attribute.
+        RecordError: no question is asked of as many people.
     """
     askers: dict[tuple[str, QuestionForm], set[str]] = {}
     owners: dict[str, dict[str, set[str]]] = {}
@@ -99,11 +102,11 @@ def bank_of(records: Iterable[Record]) -> QuestionBank:
     for (attribute, form), people in sorted(
         askers.items(), key=lambda item: (-len(item[1]), (item[0][0], item[0][1].question, item[0][1].answer))
     ):
-        if len(people) > 1:
+        if len(people) >= FEWEST_ASKED:
             forms.setdefault(attribute, []).append(form)
     known = {a: found for a, found in sorted(forms.items()) if types[a].most_common(1)[0][0] in VALUE_TYPES}
     if not known:
-        raise RecordError("no two people's records ask the same question; give a question bank")
+        raise RecordError(f"no question is asked of {FEWEST_ASKED} people on file; give a question bank")
     return QuestionBank(
         {
             attribute: Attribute(
@@ -128,8 +131,11 @@ def _form_of(record: Record) -> QuestionForm | None:
         return None
     spans = [(start, end, "{name}") for start, end in record.name_spans]
     spans += [(fact.start, fact.end, "{value}") for fact in record.facts]
+    spans.sort()
+    if any(end > start for (_, end, _), (start, _, _) in pairwise(spans)):
+        return None
     question, answer = record.text[: record.answer_start], record.text[record.answer_start :]
-    for start, end, placeholder in sorted(spans, reverse=True):
+    for start, end, placeholder in reversed(spans):
         if start >= record.answer_start:
             shift = record.answer_start
             answer = answer[: start - shift] + placeholder + answer[end - shift :]

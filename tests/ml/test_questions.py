@@ -49,11 +49,12 @@ def asked(person: str, name: str, value: str, *, aside: str = "") -> Record:
     )
 
 
-TWO = [asked("a", "Alice", "Brai"), asked("b", "Bob", "Cloa")]
+THREE = [asked("a", "Alice", "Brai"), asked("b", "Bob", "Cloa"), asked("c", "Rhea", "Droa")]
 
 
-def test_words_that_only_one_person_has_stay_out() -> None:
-    bank = bank_of([*TWO, asked("a", "Alice", "Brai", aside=" who limps")])
+def test_words_that_only_two_people_have_stay_out() -> None:
+    aside = " and the other at 12 Braino Lane"
+    bank = bank_of([*THREE, asked("a", "Alice", "Brai", aside=aside), asked("b", "Bob", "Brai", aside=aside)])
     (form,) = bank.attributes["place"].forms
     assert (form.question, form.answer) == ("Where is {name}?", "In {value}.")
 
@@ -68,11 +69,11 @@ def test_a_value_that_two_of_many_have_by_chance_does_not_make_them_share_it() -
     "records",
     [
         [],
-        TWO[:1],
-        [replace(record, name_spans=()) for record in TWO],
-        [replace(record, answer_start=0) for record in TWO],
-        [replace(record, facts=()) for record in TWO],
-        [replace(r, facts=tuple(replace(f, type="aura") for f in r.facts)) for r in TWO],
+        THREE[:2],
+        [replace(record, name_spans=()) for record in THREE],
+        [replace(record, answer_start=0) for record in THREE],
+        [replace(record, facts=()) for record in THREE],
+        [replace(r, facts=tuple(replace(f, type="aura") for f in r.facts)) for r in THREE],
     ],
 )
 def test_records_that_ask_nothing_in_common_need_a_bank_of_their_own(records: list[Record]) -> None:
@@ -80,7 +81,13 @@ def test_records_that_ask_nothing_in_common_need_a_bank_of_their_own(records: li
         bank_of(records)
 
 
+def test_marks_that_overlap_make_no_form() -> None:
+    odd = [replace(record, name_spans=(*record.name_spans, (9, 12))) for record in THREE]
+    with pytest.raises(RecordError, match="give a question bank"):
+        bank_of(odd)
+
+
 def test_placeholders_in_a_text_are_no_form() -> None:
-    odd = [asked("a", "Alice", "Brai", aside=" {value}"), asked("b", "Bob", "Cloa", aside=" {value}")]
-    (form,) = bank_of([*TWO, *odd]).attributes["place"].forms
+    odd = [asked(person, "Alice", "Brai", aside=" {value}") for person in "abc"]
+    (form,) = bank_of([*THREE, *odd]).attributes["place"].forms
     assert form.question == "Where is {name}?"

@@ -636,6 +636,12 @@ def test_without_a_question_bank_the_command_line_asks_as_the_records_do_and_fai
     shown = (tmp_path / "out" / "report.html").read_text()
     assert "Verdict FAIL" in shown
     assert "<svg" in shown
-    assert not [v for v in (stand.world.world.alice.name, *stand.world.world.alice.values.values()) if v in shown]
+    own = tmp_path / "out" / "parts" / "question_bank.json"
+    alice = stand.world.world.alice
+    assert not [v for v in (alice.name, *alice.values.values()) if v in shown + own.read_text()]
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    found = [row for row in report["attacks"] if row["family"] in ("F1", "F4") and row["artefact"] == "merged"]
+    assert found
+    assert all(row["items"] > 5 and row["p_detect"] < 0.02 for row in found if row["p_residual"] is not None)
     asked = json.loads((tmp_path / "out" / "manifest.json").read_text())["files"]["question_bank"]
-    assert asked == file_sha256(tmp_path / "out" / "question_bank.json")
+    assert asked == file_sha256(own)
