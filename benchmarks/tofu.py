@@ -200,6 +200,9 @@ class Passages:
     def normalise(self, text: str) -> str:
         return VALUE_TYPES["invented_name"].normalise(text)
 
+    def occurs(self, value: str, text: str) -> bool:
+        return VALUE_TYPES["invented_name"].occurs(value, text)
+
 
 def lent_texts() -> list[str]:
     """What is said about the authors who lend their words."""

@@ -333,6 +333,7 @@ def test_what_ml_verify_measured_comes_out_again(recorded: tuple[Path, Path], tm
     assert sum(group["numbers"] for group in document["groups"]) > 500
     assert sorted(path.name for path in (tmp_path / "again").iterdir()) == [
         "manifest.json",
+        "report.html",
         "report.json",
         "verdict.json",
     ]

@@ -464,7 +464,8 @@ def test_the_command_line_writes_a_report_a_verdict_and_a_manifest_for_each(
     assert f"twin pool of 2 subjects: sha256 {pool}" in said
     results = []
     for name in ("subject-01", "subject-02"):
-        assert {path.name for path in (out / name).iterdir()} == {"report.json", "verdict.json", "manifest.json"}
+        written = {"report.json", "verdict.json", "report.html", "manifest.json"}
+        assert {path.name for path in (out / name).iterdir()} == written
         report = json.loads((out / name / "report.json").read_text(encoding="utf-8"))
         assert report["run_id"] == f"out-{name}"
         assert report["seeds"]["twin_pool_sha256"] == pool
