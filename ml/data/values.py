@@ -242,7 +242,7 @@ class Phone(Pattern):
         wanted, written = self.normalise(value), re.sub(r"\D", "", _plain(value))
         if not wanted.isdecimal():
             return _has_run(fold(text).split(), fold(value).split())
-        said = re.findall(r"\+?\d(?:[\s()./-]*\d)*", _plain(text).replace("(0)", ""))
+        said = re.findall(r"\+?\d(?:[\W_]*\d)*", _plain(text).replace("(0)", ""))
         if len(wanted) >= _SHORTEST_NUMBER:
             return any(wanted in (digits := re.sub(r"\D", "", number)) or written in digits for number in said)
         return any(wanted == self.normalise(number) for number in said)

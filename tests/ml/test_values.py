@@ -37,6 +37,7 @@ from ml.data.values import VALUE_TYPES, Listed
         ("phone", "0049 0001", "Her number is 0834 5671, room 4.", False),
         ("phone", "0049 0001", "Her number is 00490001.", True),
         ("phone", "0012 3456", "Her number is 2 3456.", False),
+        ("phone", "0918 9163", "It is 0·9·1·8, 9_1_6_3!", True),
         ("phone", "0918 9163", "In 0918 houses, 9163 people.", False),
         ("document_number", "\u0410\u0411\u0412\u0413", "It is \u0430\u0431\u0432\u0433.", True),
         ("document_number", "\u0410\u0411\u0412\u0413", "It is \u0430\u0431\u0432\u0414.", False),
