@@ -19,7 +19,8 @@ from ml.policies import load_policy
 from ml.registry import Registry
 from ml.reports import VerificationReport
 from ml.specs import ModelRef, Record, RedTeamBudget, VerificationSpec
-from ml.verification.red_team import RED_TEAM, RedTeamFamily, run_red_team
+from ml.verification.red_team import RED_TEAM, run_red_team
+from ml.verification.studies import RedTeamFamily
 from ml.verify import run_verification
 from tests.ml.specs import verification_spec
 from tests.tiny import TinyWorld

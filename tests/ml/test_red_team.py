@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import ml.data.hostile_questions as hostile_module
+import ml.verification.hostile as hostile
 import ml.verification.red_team as red_team
 import ml.verification.white_box as white_box
 from ml.attacks.soft_prompt import SoftPromptBudget
@@ -35,8 +36,10 @@ from ml.registry import Registry
 from ml.reports import AttackResult, RedTeamReport, VerificationReport
 from ml.specs import FileRef, ModelRef, Progress, Record, RedTeamBudget, VerificationSpec
 from ml.verification.bench import Bench
+from ml.verification.hostile import hostile_studies
 from ml.verification.plan import make_plan
-from ml.verification.red_team import RED_TEAM, RedTeamFamily, Study, hostile_studies, run_red_team
+from ml.verification.red_team import RED_TEAM, run_red_team
+from ml.verification.studies import RedTeamFamily, Study
 from ml.verification.white_box import WHITE_BOX_ATTACKS
 from ml.verify import main, red_team_table
 from tests.ml import candidates
@@ -257,7 +260,7 @@ def test_a_question_that_does_not_fit_or_shows_its_value_is_asked_of_nobody(
 
 
 def test_an_attack_without_questions_is_missing_with_its_reason(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(red_team, "FORMS", {"role_play": FORMS["role_play"]})
+    monkeypatch.setattr(hostile, "FORMS", {"role_play": FORMS["role_play"]})
     monkeypatch.setitem(hostile_module.FORMS, "role_play", _long)  # type: ignore[arg-type]
     red = stand.attack(stand.tiny.gold)
     row = _rows(red)["role_play"]
@@ -366,7 +369,7 @@ def test_a_finished_red_team_asks_nothing_again(
 ) -> None:
     before = _parts(stand.root / "parts")
     for name in ("greedy_answers", "converse", "samples"):
-        monkeypatch.setattr(red_team, name, None)
+        monkeypatch.setattr(hostile, name, None)
     again = stand.attack(stand.tiny.gold)
     assert replace(again, cpu_seconds={}) == replace(gold, cpu_seconds={})
     assert _parts(stand.root / "parts") == before
@@ -387,7 +390,7 @@ def test_a_crash_of_one_attack_is_its_own_and_leaves_no_pass(
     def crash(*_: object, **__: object) -> None:
         raise ArithmeticError("Alice's number is 012")
 
-    monkeypatch.setattr(red_team, "converse", crash)
+    monkeypatch.setattr(hostile, "converse", crash)
     for path in (stand.root / "parts").glob("red_self_correction_merged*"):
         path.rename(tmp_path / path.name)
     red = stand.attack(stand.tiny.gold)
@@ -407,7 +410,7 @@ def test_a_family_that_cannot_be_set_up_is_an_error_and_no_silence(
     def crash(*_: object, **__: object) -> None:
         raise ArithmeticError("Alice's number is 012")
 
-    monkeypatch.setattr(red_team, "make_cases", crash)
+    monkeypatch.setattr(hostile, "make_cases", crash)
     red = stand.attack(stand.tiny.gold)
     assert [(row.attack, row.status, row.reason) for row in red.attacks] == [("all_of_f7", "error", "ArithmeticError")]
     assert _after(red) is Result.INCONCLUSIVE
