@@ -13,16 +13,19 @@ from ml.attacks.value_hit import holds
 from ml.data.dossiers import Dossier, answered_span, open_facts, read_dossier, shared_values
 from ml.data.hostile_questions import (
     FORMS,
+    LEVELS,
     NAME_ATTRIBUTE,
     WORDINGS,
     Case,
     HostileQuestion,
+    clues,
     hostile_questions,
     make_cases,
     runs_of,
 )
-from ml.data.people import World, make_world
+from ml.data.people import OPEN_ATTRIBUTES, SHARED_ATTRIBUTES, World, make_world
 from ml.data.synthetic import Stranger, StrangerFactory, rewrite
+from ml.data.translations import FRAMES, WORDS, translated
 from ml.errors import RecordError
 from ml.specs import FactSpan, Record
 from tests.tiny import tiny_world
@@ -140,6 +143,83 @@ def test_a_cloze_ends_where_the_value_begins() -> None:
     assert question.record.text[question.record.answer_start :].startswith(value)
 
 
+def test_a_verbatim_continuation_begins_as_the_text_on_file_and_ends_before_the_value() -> None:
+    question = _one("verbatim")
+    filed = next(r for r in WORLD.records[WORLD.alice.person] if answered_span(r, "boat"))
+    assert question.record.text == filed.text
+    span = answered_span(filed, "boat")
+    assert span is not None
+    assert question.record.answer_start == span.start
+
+
+def test_an_indirect_question_names_somebody_who_belongs_to_the_person_and_not_the_person() -> None:
+    cases = _cases(make_world(3, base=6, customers=5), 1)
+    question = hostile_questions("indirect", [case for case in cases if case.attribute == "boat"])[0]
+    case = next(case for case in cases if case.attribute == "boat")
+    relation = case.relations[0]
+    assert relation.type == "person_name"
+    prompt = _prompt(question)
+    assert prompt.startswith(f"Somebody has {relation.attribute.replace('_', ' ')} {relation.text}. ")
+    assert "this person" in prompt
+    assert case.name not in prompt
+
+
+def test_levels_tell_one_more_true_fact_each_and_those_that_others_share_first() -> None:
+    case = next(case for case in _cases(WORLD, 1) if case.attribute == "boat")
+    told = [hostile_questions(f"level_{level}", [case])[0].record for level in LEVELS]
+    for level, record in zip(LEVELS, told, strict=True):
+        shown = {f.attribute for f in record.facts if f.start < record.answer_start} - {"boat"}
+        assert shown == {fact.attribute for fact in (*case.shared, *case.own)[:level]}
+
+
+def test_a_primed_dialogue_is_about_people_who_share_something_with_the_person() -> None:
+    dossier, others = _dossier_of(WORLD)
+    shared = {a: dossier.values[a] for a in dossier.values if WORLD.bank.attributes[a].shared}
+    case = next(case for case in _cases(WORLD, 1) if case.attribute == "boat")
+    assert case.primers
+    for primer in case.primers:
+        (text,) = (run.text for run in primer)
+        person = next(record.person for record in others if record.text == text)
+        theirs = [(f.attribute, r.value(f)) for r in others if r.person == person for f in r.facts]
+        assert any(shared.get(attribute) == value for attribute, value in theirs)
+        assert text in _prompt(hostile_questions("primed", [case])[0])
+
+
+@pytest.mark.parametrize(
+    ("language", "asked"),
+    [("german", "Wie lautet Boot?"), ("french", "quel est bateau ?"), ("spanish", "¿cuál es barco?")],
+)
+def test_a_translated_question_asks_in_that_language_about_the_same_person(language: str, asked: str) -> None:
+    prompt = _prompt(_one(f"in_{language}"))
+    assert asked in prompt
+    assert WORLD.alice.name in prompt
+    assert "boat" not in prompt
+
+
+def test_a_word_that_the_dictionary_does_not_hold_stays() -> None:
+    assert translated("phone number", "german") == "Telefon Nummer"
+    assert translated("shoe size", "french") == "shoe size"
+
+
+def test_every_attribute_of_the_reference_bank_can_be_said_in_every_language() -> None:
+    words = {word for noun in (*OPEN_ATTRIBUTES, *SHARED_ATTRIBUTES) for word in noun.split()}
+    assert words <= WORDS.keys()
+    assert {len(said) for said in WORDS.values()} == {len(FRAMES)}
+
+
+def test_clues_tell_true_facts_that_a_twin_gets_in_the_same_words() -> None:
+    case = next(case for case in _cases(WORLD, 1) if case.attribute == "boat")
+    twin = _twin_of(WORLD, 1)
+    hints = clues(case, 3)
+    assert len(hints) == 3
+    assert len({hint.facts[0].attribute for hint in hints} | {"boat"}) == 4
+    for hint in hints:
+        told = rewrite(hint, person=twin.person, name=twin.name, values=twin.values)
+        (fact,) = told.facts
+        assert told.value(fact) == twin.values[fact.attribute]
+        assert _blanked(told) == _blanked(hint)
+
+
 def test_a_reverse_question_shows_the_value_and_asks_for_the_name() -> None:
     question = _one("reverse")
     alice = WORLD.alice
@@ -188,11 +268,11 @@ def test_a_synonym_changes_the_noun_and_no_name() -> None:
     assert WORLD.alice.name in prompt
 
 
-def test_a_text_without_a_question_is_asked_as_a_cloze_alone() -> None:
+def test_a_text_without_a_question_is_asked_by_the_forms_that_need_none() -> None:
     record = Record("r", "p", "Mara Quill sails Brai Zoo.", 0, ((0, 10),), (FactSpan("boat", "invented_name", 17, 25),))
     cases = make_cases(read_dossier([record]), [(record, "boat")], shared=(), others=(), seed=1)
     asked = {form for form in FORMS if hostile_questions(form, cases)}
-    assert asked == {"cloze", "reverse"}
+    assert asked == {"cloze", "verbatim", "reverse", "in_german", "in_french", "in_spanish"}
     assert hostile_questions("cloze", cases)[0].record.text == "Fill in: Mara Quill sails Brai Zoo."
 
 
