@@ -85,11 +85,12 @@ def _cuts(
 def _in_full(tokenizer: Any, record: Record, attribute: str, swaps: Sequence[str], context: int) -> ValueContest:
     texts = [record, *(_with_value(record, attribute, swap) for swap in swaps)]
     cuts = _cuts(tokenizer, texts, attribute, context)
-    common = _common_prefix([prompt for prompt, _ in cuts])
+    common = common_prefix([prompt for prompt, _ in cuts])
     return ValueContest(common, tuple((*prompt[len(common) :], *value) for prompt, value in cuts))
 
 
-def _common_prefix(rows: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+def common_prefix(rows: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """Return the tokens that all rows begin with; raises `RecordError` when there are none."""
     shortest = min(map(len, rows))
     length = next((i for i in range(shortest) if len({row[i] for row in rows}) > 1), shortest)
     if length == 0:
