@@ -33,6 +33,7 @@ from torch import Tensor
 
 from ml.attacks.generation import NEW_TOKENS, greedy_answers
 from ml.attacks.gradient_norm import gradient_norms
+from ml.attacks.reference_cache import ReferenceCache
 from ml.data.collate import EncodedText
 from ml.data.question_answers import PromptTemplate, encode_answer
 from ml.field_suite import answer_losses, forget_numbers, probabilities, reference_losses
@@ -44,7 +45,7 @@ from ml.metrics.rouge import rouge
 from ml.metrics.truth_ratio import closer_to_one, option_probability, share_of_right, true_better, truth_ratio
 from ml.metrics.utility import model_utility
 from ml.models.load import LoadedModel, load_model, model_ref
-from ml.models.save import publish_model
+from ml.models.save import publish_model, save_model
 from ml.models.scratch import END_TOKEN, ModelShape, train_tokenizer, untrained_llama
 
 TOLERANCE: Final = 1e-4
@@ -92,13 +93,14 @@ def read_items(path: Path, limit: int) -> list[Item]:
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """The sets, the model under test, and a reference model."""
+    """The sets, the model under test, a reference model, and its losses as they are kept on file."""
 
     forget: list[Item]
     holdout: list[Item]
     utility: Mapping[str, list[Item]]
     loaded: LoadedModel
     reference: LoadedModel
+    on_file: ReferenceCache
 
 
 def make_inputs(data: Path, folder: Path, *, items: int) -> Inputs:
@@ -120,7 +122,11 @@ def make_inputs(data: Path, folder: Path, *, items: int) -> Inputs:
         settings = LoopSettings(steps=steps, learning_rate=3e-3, warmup_steps=5)
         finetune(model.model, rows, settings, pad_id=model.pad_id, batch_rows=16, seed=0)
         model.model.eval()
-    return Inputs(forget, holdout, utility, loaded, reference)
+    # The cache knows a model by its files, so the reference has files of its own.
+    save_model(reference.model, tokenizer, folder / "reference")
+    reference = load_model(model_ref(folder / "reference"))
+    on_file = ReferenceCache(folder / "losses", reference, mode="parity")
+    return Inputs(forget, holdout, utility, loaded, reference, on_file)
 
 
 def _encode(loaded: LoadedModel, template: PromptTemplate, question: str, answer: str) -> EncodedText:
@@ -130,17 +136,19 @@ def _encode(loaded: LoadedModel, template: PromptTemplate, question: str, answer
 # --- our column -----------------------------------------------------------------------------------------------------
 
 
-def our_likelihood(inputs: Inputs, known: Tensor | None, budget: int) -> Numbers:
-    """The whole likelihood block, as the reference code aggregates it; `known` are the reference model's losses."""
+def our_likelihood(inputs: Inputs, budget: int, *, on_file: bool) -> Numbers:
+    """The whole likelihood block, as the reference code aggregates it.
+
+    Args:
+        on_file: take the reference model's losses from the cache, which is filled where it lacks some; else measure.
+    """
     forget, holdout = (_texts(inputs, group) for group in (inputs.forget, inputs.holdout))
-    if known is None:
-        known = known_losses(inputs)
+    texts = [*forget, *holdout]
+    known = inputs.on_file.losses(texts, lambda some: _losses(inputs, some)) if on_file else _losses(inputs, texts)
     return forget_numbers(inputs.loaded, forget, holdout, known=known, mode="parity", budget=budget)
 
 
-def known_losses(inputs: Inputs) -> Tensor:
-    """Losses of the forget set and the held-out texts under the reference model."""
-    texts = [text for group in (inputs.forget, inputs.holdout) for text in _texts(inputs, group)]
+def _losses(inputs: Inputs, texts: Sequence[EncodedText]) -> Tensor:
     return reference_losses(inputs.reference, texts, mode="parity")
 
 
@@ -433,20 +441,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         folder = Path(name)
         inputs = make_inputs(options.data, folder, items=options.items)
         peer = Peer(options.peer, inputs, folder)
-        known = known_losses(inputs)
-        budget = _best(BUDGETS, lambda size: cpu_seconds(lambda: our_likelihood(inputs, known, size), 1)[0])
+        our_likelihood(inputs, BUDGETS[0], on_file=True)
+        budget = _best(BUDGETS, lambda size: cpu_seconds(lambda: our_likelihood(inputs, size, on_file=True), 1)[0])
         peer.batch = _best(BATCHES, peer.seconds_at)
         sizes = f"both at their best: {budget} tokens, {peer.batch} rows"
         agreed = [
             compare(
                 f"likelihood block, the reference model's losses on file ({sizes})",
-                lambda: our_likelihood(inputs, known, budget),
+                lambda: our_likelihood(inputs, budget, on_file=True),
                 peer.likelihood,
                 repeats=options.repeats,
             ),
             compare(
                 f"likelihood block, the reference model's losses measured ({sizes})",
-                lambda: our_likelihood(inputs, None, budget),
+                lambda: our_likelihood(inputs, budget, on_file=False),
                 peer.likelihood,
                 repeats=options.repeats,
             ),

@@ -1,4 +1,4 @@
-"""Weights as somebody who holds them could change them: scaled change (T5), noise and pruning (T6).
+"""Weights as somebody who holds them could change them: scaled change (T5), noise, pruning and lower rank (T6).
 
 A deletion that only leans against what it should have removed comes back when it is weakened a little; one that took
 it out does not. Each maker returns a copy and leaves what it was given alone.
@@ -7,12 +7,14 @@ it out does not. Each maker returns a copy and leaves what it was given alone.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from ml.digests import sha256_hex
 from ml.errors import NonFiniteError, SpecError
@@ -23,6 +25,7 @@ SCALINGS: Final = (0.0, 0.5, 0.75, 1.0, 1.25)
 """Shares of a deletion's change that T5 asks; 0 is the model before deletion, reported and never judged."""
 NOISE: Final = 1e-3
 PRUNED_SHARE: Final = 0.1
+_ROUNDING: Final = 1e-3
 
 
 def scaled_change(before: LoadedModel, after: LoadedModel, share: float) -> LoadedModel:
@@ -34,10 +37,7 @@ def scaled_change(before: LoadedModel, after: LoadedModel, share: float) -> Load
         SpecError: the two models do not have the same weights by name and shape.
         NonFiniteError: a weight of the copy is NaN or infinite.
     """
-    start = dict(before.model.named_parameters())
-    end = dict(after.model.named_parameters())
-    if {name: p.shape for name, p in start.items()} != {name: p.shape for name, p in end.items()}:
-        raise SpecError("the models before and after do not have the same weights; their difference cannot be scaled")
+    start = _same_weights(before, after)
 
     def between(name: str, weight: Tensor) -> Tensor:
         old = start[name].detach().to(weight.device)
@@ -46,6 +46,63 @@ def scaled_change(before: LoadedModel, after: LoadedModel, share: float) -> Load
         return torch.lerp(old.float(), weight.float(), share)
 
     return _edited(after, between)
+
+
+def _same_weights(before: LoadedModel, after: LoadedModel) -> dict[str, Parameter]:
+    """The weights of `before` by name, after a check that `after` has the same."""
+    start = dict(before.model.named_parameters())
+    end = dict(after.model.named_parameters())
+    if {name: p.shape for name, p in start.items()} != {name: p.shape for name, p in end.items()}:
+        raise SpecError("the models before and after do not have the same weights; their difference cannot be scaled")
+    return start
+
+
+def truncated_change(
+    before: LoadedModel, after: LoadedModel, *, after_layer: Callable[[int, int], None] | None = None
+) -> LoadedModel:
+    """T6: `before` plus the stronger half of the directions in which each linear layer was changed.
+
+    What a deletion wrote into the weaker half of its adapter's rank is gone; other weights keep their whole change.
+
+    Args:
+        after_layer: told how many of how many layers are done; may raise to stop.
+
+    Raises:
+        SpecError, NonFiniteError: as `scaled_change`.
+    """
+    start = _same_weights(before, after)
+    layers = {f"{name}.weight" for name in linear_layers(after.model)}
+    done = 0
+
+    def truncated(name: str, weight: Tensor) -> Tensor:
+        nonlocal done
+        if name not in layers:
+            return weight
+        old = start[name].detach().to(weight.device).float()
+        made = old + _half_rank(weight.float() - old, rounding=_rounding(weight))
+        done += 1
+        if after_layer is not None:
+            after_layer(done, len(layers))
+        return made
+
+    return _edited(after, truncated)
+
+
+def _rounding(weight: Tensor) -> float:
+    """How strong a direction rounding alone may make in a matrix of this number format: its expected largest one."""
+    rows, columns = weight.shape
+    size = float(weight.float().square().mean().sqrt())
+    return torch.finfo(weight.dtype).eps * size * (math.sqrt(rows) + math.sqrt(columns))
+
+
+def _half_rank(change: Tensor, *, rounding: float) -> Tensor:
+    """The nearest matrix of half the rank, rounded up; directions that are only rounding do not count."""
+    if not bool(change.any()):
+        return change
+    left, strengths, right = torch.linalg.svd(change, full_matrices=False)
+    rank = int((strengths > max(rounding, _ROUNDING * float(strengths[0]))).sum())
+    kept = (rank + 1) // 2
+    return (left[:, :kept] * strengths[:kept]) @ right[:kept]
 
 
 def noised_weights(loaded: LoadedModel, *, seed: int, scale: float = NOISE) -> LoadedModel:

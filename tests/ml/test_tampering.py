@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 from ml.errors import NonFiniteError, SpecError
 from ml.models.load import LoadedModel, load_model
 from ml.models.quantise import linear_layers
-from ml.models.tampering import noised_weights, pruned_weights, scaled_change
+from ml.models.tampering import noised_weights, pruned_weights, scaled_change, truncated_change
 from tests.tiny import tiny_model
 
 
@@ -52,6 +53,29 @@ def test_a_scaling_in_half_precision_keeps_both_ends(model: LoadedModel, other: 
 
 def load_model_copy(loaded: LoadedModel, dtype: torch.dtype) -> LoadedModel:
     return replace(loaded, model=pruned_weights(loaded, share=0.0).model.to(dtype))
+
+
+def test_half_the_rank_keeps_the_stronger_half_of_a_change(model: LoadedModel) -> None:
+    """A change of rank 3 with strengths 3, 2, 1 keeps the first two; one of rank 1 stays; vectors keep theirs."""
+    generator = torch.Generator().manual_seed(4)
+    changed = deepcopy(model.model)
+    name, weight = next((n, p) for n, p in changed.named_parameters() if p.dim() == 2 and "proj" in n)
+    other, single = next((n, p) for n, p in changed.named_parameters() if p.dim() == 2 and "proj" in n and n != name)
+    vector_name, vector = next((n, p) for n, p in changed.named_parameters() if p.dim() == 1)
+    left = torch.linalg.qr(torch.randn(weight.shape[0], 3, generator=generator)).Q
+    right = torch.linalg.qr(torch.randn(weight.shape[1], 3, generator=generator)).Q
+    with torch.no_grad():
+        weight += left @ torch.diag(torch.tensor([3.0, 2.0, 1.0])) @ right.T
+        single += torch.outer(torch.ones(single.shape[0]), torch.arange(single.shape[1]) / single.shape[1])
+        vector += 0.25
+    after = replace(model, model=changed)
+    made = dict(truncated_change(model, after).model.named_parameters())
+    before = dict(model.model.named_parameters())
+    kept = left[:, :2] @ torch.diag(torch.tensor([3.0, 2.0])) @ right[:, :2].T
+    assert torch.allclose(made[name] - before[name], kept, atol=1e-4)
+    assert torch.allclose(made[other], single, atol=1e-4)
+    assert torch.allclose(made[vector_name], vector)
+    assert _same(truncated_change(model, model), model)
 
 
 def test_models_of_another_shape_cannot_be_scaled(model: LoadedModel) -> None:
