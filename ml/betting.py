@@ -141,14 +141,23 @@ class RedTeamLedger:
             SpecError: the round was not committed, or was played before; fewer than 19 fresh values.
             NonFiniteError: a score is NaN or infinite.
         """
-        if commitment not in self._committed.get(commitment.fact, ()):
-            raise SpecError("this round was not committed before its outcome")
-        if any(played.commitment == commitment for played in self._played.get(commitment.fact, ())):
-            raise SpecError("this round was played already; an outcome stands")
+        self.refuse_unplayable(commitment)
         played = Round(commitment, tie_broken_rank(true, fresh, self._rng), len(fresh))
         self._played.setdefault(commitment.fact, []).append(played)
         self._highest = max(self._highest, self.e_value)
         return played
+
+    def refuse_unplayable(self, commitment: Commitment) -> None:
+        """Raise `SpecError` unless the round was committed to and has no outcome yet."""
+        if commitment not in self._committed.get(commitment.fact, ()):
+            raise SpecError("this round was not committed before its outcome")
+        if any(played.commitment == commitment for played in self._played.get(commitment.fact, ())):
+            raise SpecError("this round was played already; an outcome stands")
+
+    @property
+    def promised(self) -> int:
+        """How many rounds were committed to."""
+        return sum(map(len, self._committed.values()))
 
     @property
     def rounds(self) -> int:

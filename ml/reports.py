@@ -15,6 +15,7 @@ from ml.documents import Json, Stored, plain_object, read, read_version
 from ml.specs import RedTeamBudget
 
 SCHEMA_VERSION: Final = 1
+RED_TEAM_VERSION: Final = 2
 MINIMUM_BIN: Final = 5
 Guarantee: TypeAlias = Literal[
     "exact_retrain", "exact_sharded", "certified_approximate", "empirical_approximate", "filter_only", "unchanged"
@@ -218,16 +219,40 @@ class VerificationReport(Stored):
 
 
 @dataclass(frozen=True, slots=True)
+class LikelihoodNumbers:
+    """Likelihood metrics of one model on the subject's texts, by name (`ml.verification.likelihood`).
+
+    `mode` says whether they are native or copy the field's reference code, defects included (verification section 2.1).
+    A row without numbers has a `reason`.
+    """
+
+    role: str
+    mode: Literal["native", "parity"]
+    numbers: Mapping[str, float]
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnostics:
+    """Numbers for people who look into a model, none of which gates; without numbers there is a `reason`."""
+
+    numbers: Mapping[str, float] = field(default_factory=dict)
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class RedTeamReport(Stored):
     """What hostile attacks found on top of one verification; it can lower that verdict and never raise it.
 
     `attacks` are rows of families of their own (F7 and later) on the merged candidate: scores are shares of hits per
-    person, larger is worse. Where `p_assay` is high an attack found nobody before deletion either, and its finding
-    nobody afterwards says nothing. `techniques` names each attack in the verification specification. `joint` covers the
-    attacks of a family that were measured. `identifiers` says for each attack whether an identifier came out more often
-    than any twin's did. `left_out` counts questions that were drawn and not asked, because for somebody the prompt was
-    too long or would have shown the value. `probes_reused` counts hostile texts that the deletion had trained on.
-    `not_tried` names what this red team leaves open.
+    person, or likelihoods where an attack has no answers to look at; larger is worse. Where `p_assay` is high an attack
+    found nobody before deletion either, and its finding nobody afterwards says nothing. `techniques` names each attack
+    in the verification specification. `joint` covers the attacks of a family that were measured. `identifiers` says for
+    each attack whether an identifier came out more often than any twin's did. `left_out` counts questions that were
+    drawn and not asked, because for somebody the prompt was too long or would have shown the value. `probes_reused`
+    counts hostile texts that the deletion had trained on. `not_tried` names what this red team leaves open.
+    `old_version` holds attacks that read the version before deletion too: they say what keeping it gives away. They,
+    `likelihood` and `diagnostics` count neither for nor against the candidate.
     """
 
     run_id: str
@@ -246,12 +271,52 @@ class RedTeamReport(Stored):
     environment: Mapping[str, str]
     cpu_seconds: Mapping[str, float]
     not_tried: tuple[str, ...]
-    schema_version: int = SCHEMA_VERSION
+    old_version: tuple[AttackResult, ...] = ()
+    likelihood: tuple[LikelihoodNumbers, ...] = ()
+    diagnostics: Diagnostics = field(default_factory=Diagnostics)
+    schema_version: int = RED_TEAM_VERSION
 
     @classmethod
     def from_document(cls, document: object) -> RedTeamReport:
         """Read a report document; raises `SpecError` naming the field that does not fit."""
-        return read_version(cls, document, where="red team report", version=SCHEMA_VERSION)
+        return read_version(cls, document, where="red team report", version=RED_TEAM_VERSION)
+
+
+@dataclass(frozen=True, slots=True)
+class AdaptiveRound:
+    """One round of an adaptive attack: an opaque fact, the prompt by digest, and the true value's rank, 1 = first."""
+
+    fact: str
+    value_type: str
+    template_sha256: str
+    rank: int
+
+
+@dataclass(frozen=True, slots=True)
+class AdaptiveReport(Stored):
+    """What people or agents who chose every prompt after seeing the last answer have established.
+
+    Each round ranked the true value among `fresh` random ones. `e_value` is the highest that all bets together reached;
+    a leak is established at `alpha` from 1 / alpha. `promised` rounds that were not played count as lost. No finding is
+    never a pass.
+    """
+
+    run_id: str
+    models: Mapping[str, str]
+    seed: int
+    fresh: int
+    promised: int
+    rounds: tuple[AdaptiveRound, ...]
+    facts: int
+    e_value: float
+    alpha: float
+    finding: Literal["leak", "no_finding"]
+    schema_version: int = SCHEMA_VERSION
+
+    @classmethod
+    def from_document(cls, document: object) -> AdaptiveReport:
+        """Read a report document; raises `SpecError` naming the field that does not fit."""
+        return read_version(cls, document, where="adaptive report", version=SCHEMA_VERSION)
 
 
 @dataclass(frozen=True, slots=True)
