@@ -142,6 +142,7 @@ def cohort_certificate(
     *,
     rho: float,
     alpha: float = 0.05,
+    alpha_alone: float | None = None,
 ) -> CohortCertificate:
     """Test whether at least `rho` of the cohort's influence remains, and whether anybody stands out alone.
 
@@ -151,6 +152,8 @@ def cohort_certificate(
     Args:
         before, after: per person, the scores of the subject and the twins on `M-` and on the model tested.
         detection: per person, their own sequential test on the model tested.
+        alpha: level of the claim in the candidate's favour, which every attempt pays for.
+        alpha_alone: level at which somebody stands out alone, which no attempt lowers; `alpha` where none is named.
     Raises:
         SpecError: not the same persons in all three.
         NonFiniteError: a score is NaN or infinite.
@@ -160,11 +163,12 @@ def cohort_certificate(
     count = min(len(row) for row in (*before, *after)) if before else 0
     averages = [cohort_average([row[:count] for row in rows]) for rows in (before, after)]
     p_assay, p_residual = detection_p(averages[0]), residual_p(averages[0], averages[1], rho)
-    flagged = tuple(i for i, p in enumerate(holm([draws.p for draws in detection])) if p <= alpha + TOLERANCE)
+    alone = alpha if alpha_alone is None else alpha_alone
+    flagged = tuple(i for i, p in enumerate(holm([draws.p for draws in detection])) if p <= alone + TOLERANCE)
     reason = None
     if flagged:
         reason = "detected"
-    elif smallest_p(count - 1) > alpha + TOLERANCE or not _all_settled(detection, alpha):
+    elif smallest_p(count - 1) > alpha + TOLERANCE or not _all_settled(detection, alone):
         reason = "alpha_unattainable"
     elif p_assay > alpha + TOLERANCE:
         reason = "assay_insensitive"

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
+from ml.cohort_reports import CohortBound
 from ml.decision import Finding, Result
 from ml.digests import file_sha256
 from ml.specs import FileRef, Progress
@@ -39,6 +40,18 @@ def print_progress(progress: Progress) -> None:
 def shown_number(value: float | None, width: int, places: int) -> str:
     """A number in a column; a dash where there is none."""
     return f"{'-':>{width}}" if value is None else f"{value:>{width}.{places}f}"
+
+
+def cohort_lines(bounds: Iterable[CohortBound]) -> list[str]:
+    """Bounds on the average of several persons, a line each under their heading."""
+    return [f"{'cohort':<40}{'persons':>8}{'d-':>8}{'rho':>8}{'upper':>8}{'p_res':>8}", *map(_cohort_line, bounds)]
+
+
+def _cohort_line(row: CohortBound) -> str:
+    name, shown = f"{row.family} {row.attack} {row.artefact}", row.certificate
+    numbers = (shown.strength, shown.residual_ratio, shown.residual_upper, shown.p_residual)
+    ended = "" if shown.reason is None else f"  not issued: {shown.reason}"
+    return f"{name:<40}{shown.persons:>8}" + "".join(shown_number(number, 8, 3) for number in numbers) + ended
 
 
 def finding_line(finding: Finding) -> str:

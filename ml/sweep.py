@@ -24,10 +24,12 @@ import torch
 import transformers
 from scipy import stats
 
+from ml.cohort_reports import CohortBound
 from ml.cohorts import SlopeAlarm, cohort_certificate, sequential_limit, slope_alarm, version_level
 from ml.command_line import (
     EXIT_CODES,
     USAGE_ERROR,
+    cohort_lines,
     file_ref,
     finding_line,
     print_progress,
@@ -56,7 +58,7 @@ from ml.specs import (
     seed_commitment,
 )
 from ml.sweep_decision import SweepVerdict, flags, judge_sweep, spike_in_certificate
-from ml.sweep_reports import CohortBound, SweepEntry, SweepReport
+from ml.sweep_reports import SweepEntry, SweepReport
 from ml.verification.bench import Models
 from ml.verification.checks import at_least, at_most
 from ml.verification.retest import Series, Stage, UntestedError, confirm
@@ -347,8 +349,7 @@ def entry_table(report: SweepReport, verdict: SweepVerdict) -> str:
     """The verdict, entry by entry, by opaque id: plain text for a terminal."""
     lines = [f"{'entry':<34}{'kind':<10}{'twins':>7}{'above':>7}{'p':>9}{'rho':>8}  result"]
     lines += [_entry_line(row) for row in report.entries]
-    lines += ["", f"{'cohort':<40}{'persons':>8}{'d-':>8}{'rho':>8}{'upper':>8}{'p_res':>8}"]
-    lines += [_cohort_line(row) for row in report.cohort]
+    lines += ["", *cohort_lines(report.cohort)]
     if report.spike_ins is not None:
         shown = report.spike_ins
         lines += ["", f"spike-ins: {shown.failures} of {shown.trials} failed, rate at most {shown.upper:.3f}"]
@@ -366,12 +367,6 @@ def _entry_line(row: SweepEntry) -> str:
     highest = max(row.residual_ratios.values(), default=None)
     counts = f"{row.draws.count:>7}{row.draws.exceedances:>7}{shown_number(row.draws.p, 9, 4)}"
     return f"{name}{counts}{shown_number(highest, 8, 3)}  {'flagged' if row.flagged else 'not flagged'}"
-
-
-def _cohort_line(row: CohortBound) -> str:
-    name, shown = f"{row.family} {row.attack} {row.artefact}", row.certificate
-    numbers = (shown.strength, shown.residual_ratio, shown.residual_upper, shown.p_residual)
-    return f"{name:<40}{shown.persons:>8}" + "".join(shown_number(number, 8, 3) for number in numbers)
 
 
 if __name__ == "__main__":

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Final
 
+from ml.cohort_reports import CohortBound
 from ml.cohorts import STOP_AT, CohortCertificate, Draws, SpikeInCertificate, swept_rules, version_level
 from ml.decision import Finding, Result, is_finite
 from ml.documents import Json, plain_object
 from ml.rank_tests import TOLERANCE, benjamini_hochberg, smallest_p
 from ml.specs import FamilyRule, VerdictPolicy
-from ml.sweep_reports import CohortBound, Confirmation, SweepEntry, SweepReport
+from ml.sweep_reports import Confirmation, SweepEntry, SweepReport
 
 REQUIRED_CHECKS: Final = ("determinism", "placebo", "collisions")
 

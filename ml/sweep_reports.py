@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-from ml.cohorts import CohortCertificate, Draws, SlopeAlarm, SpikeInCertificate
+from ml.cohort_reports import CohortBound
+from ml.cohorts import Draws, SlopeAlarm, SpikeInCertificate
 from ml.documents import Stored, read_version
 from ml.reports import ValidityCheck
 
@@ -49,16 +50,6 @@ class SweepEntry:
     flagged: bool = False
     residual_ratios: Mapping[str, float] = field(default_factory=dict)
     confirmation: Confirmation | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class CohortBound:
-    """The residual bound of one primary attack on the average of all entries with scores on record."""
-
-    family: str
-    attack: str
-    artefact: str
-    certificate: CohortCertificate
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import replace
 
+from ml.cohort_reports import CohortBound
 from ml.cohorts import CohortCertificate, Draws, swept_rules
 from ml.metrics.intervals import clopper_pearson_upper
 from ml.reports import ValidityCheck
 from ml.specs import DeletionLedger, FamilyRule, LedgerEntry, SweepSpec, VerdictPolicy
 from ml.sweep_decision import REQUIRED_CHECKS, flags, spike_in_certificate
-from ml.sweep_reports import CohortBound, Confirmation, SweepEntry, SweepReport
+from ml.sweep_reports import Confirmation, SweepEntry, SweepReport
 
 _GONE, _FOUND = Draws(10, 21), Draws(0, 2000)
 

@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 
+from ml.cohort_reports import CohortBound
 from ml.cohorts import CohortCertificate, Draws, SlopeAlarm, swept_rules
 from ml.decision import REMEDIES, Result
 from ml.metrics.intervals import clopper_pearson_upper
 from ml.policies import load_policy
 from ml.reports import ValidityCheck
 from ml.sweep_decision import REQUIRED_CHECKS, SweepVerdict, flags, judge_sweep, spike_in_certificate
-from ml.sweep_reports import CohortBound, Confirmation, SweepEntry, SweepReport
+from ml.sweep_reports import Confirmation, SweepEntry, SweepReport
 
 POLICY = load_policy("reference-1")
 PRIMARIES = [attack for rule in swept_rules(POLICY) for attack in rule.primary]
