@@ -20,7 +20,7 @@ from ml.specs import FileRef, ModelRef, VerdictPolicy, VerificationSpec, seed_co
 SCHEMA_VERSION: Final = 1
 MODELS: Final = ("candidate", "before", "base")
 REQUIRED_FILES: Final = ("forget", "retain", "question_bank")
-OPTIONAL_FILES: Final = ("neighbours", "bystanders", "training_probes", "twin_pool")
+OPTIONAL_FILES: Final = ("neighbours", "bystanders", "training_probes", "twin_pool", "world_facts")
 _ENVIRONMENT: Final = ("device", "dtype", "threads")
 _LONGEST_SEED: Final = 20
 _SHOWN_DIGITS: Final = 16
@@ -108,6 +108,7 @@ class RunManifest:
             training_probes=self._optional(inputs, "training_probes"),
             bystanders=self._optional(inputs, "bystanders"),
             twin_pool=self._optional(inputs, "twin_pool") if chosen == self.seed else None,
+            world_facts=self._optional(inputs, "world_facts"),
             device=device or self.environment["device"],
             dtype=self.environment["dtype"],
         )

@@ -186,8 +186,9 @@ class VerificationSpec:
     digests of every text the deletion drew (`ml.data.probes`); without it nobody can show that the probes are fresh.
     `bystanders` are records of people on file that no model here is known to have learned: they help to say whether
     twins are like real people. `reworded_bank` holds the bank's questions in other words (`ml.data.rewording`), for the
-    red team alone. `twin_pool` names a sealed pool (`ml.verification.twin_pool`) that this subject shares with others:
-    twins, wording and value swaps are then the pool's, not drawn for this subject alone.
+    red team alone, and `world_facts` general questions for U3 (`ml.data.choices`). `twin_pool` names a sealed pool
+    (`ml.verification.twin_pool`) that this subject shares with others: twins, wording and value swaps are then the
+    pool's, not drawn for this subject alone.
     """
 
     run_id: str
@@ -209,6 +210,7 @@ class VerificationSpec:
     device: str = "cpu"
     dtype: str = "float32"
     twin_pool: FileRef | None = None
+    world_facts: FileRef | None = None
 
 
 # --- verdict policy -----------------------------------------------------------------------------------------------
@@ -315,9 +317,10 @@ class RedTeamBudget:
     """How much a red team may ask, fixed before it starts (verification sections 13 and 16).
 
     `facts` and `sampled_facts` bound how many facts each attack asks about, `new_tokens` how long an answer may
-    become and `reasoning_tokens` one that reasons first. `samples` are drawn per question at `temperature` and
+    become and `reasoning_tokens` one that reasons first. `samples` are drawn per question at each of `temperatures` and
     `top_p`, and scored as the chance that `draws` of them hold the value. `turns` is how often an answer is called
-    wrong, `noise` the share of a prompt's tokens replaced and `noisy_copies` how often that is tried.
+    wrong, or met with a clue, `noise` the share of a prompt's tokens replaced and `noisy_copies` how often that is
+    tried. `suffix_steps` search a suffix of `suffix_tokens` for each of `suffix_facts` (G14); 0 leaves that out.
 
     With m families at level alpha Holm's first step is alpha / m, and a p-value cannot go below 1 / (K + 1): so
     `twins` K must be at least m / alpha - 1. The default serves three families at 0.05.
@@ -329,12 +332,15 @@ class RedTeamBudget:
     reasoning_tokens: int = 512
     samples: int = 20
     draws: int = 10
-    temperature: float = 1.0
+    temperatures: tuple[float, ...] = (0.7, 1.0)
     top_p: float = 0.95
     sampled_facts: int = 20
     turns: int = 3
     noise: float = 0.05
     noisy_copies: int = 4
+    suffix_steps: int = 0
+    suffix_tokens: int = 8
+    suffix_facts: int = 4
 
 
 def check_budget(budget: RedTeamBudget, *, families: int, alpha: float) -> None:
@@ -347,8 +353,14 @@ def check_budget(budget: RedTeamBudget, *, families: int, alpha: float) -> None:
     counts = (budget.twins, budget.facts, budget.new_tokens, budget.reasoning_tokens, budget.sampled_facts)
     if min(*counts, budget.turns, budget.noisy_copies) < 1 or not 1 <= budget.draws <= budget.samples:
         raise SpecError("red team budget: counts are at least 1, and no more draws than samples")
-    if budget.temperature <= 0 or not 0 < budget.top_p <= 1 or not 0 < budget.noise < 1:
-        raise SpecError("red team budget: temperature is above 0; top_p and noise are shares")
+    if not budget.temperatures or min(budget.temperatures) <= 0:
+        raise SpecError("red team budget: there is a temperature, and all are above 0")
+    if len(set(budget.temperatures)) < len(budget.temperatures):
+        raise SpecError("red team budget: a temperature stands twice")
+    if not 0 < budget.top_p <= 1 or not 0 < budget.noise < 1:
+        raise SpecError("red team budget: top_p and noise are shares")
+    if not 0 <= budget.suffix_steps <= 500 or min(budget.suffix_tokens, budget.suffix_facts) < 1:
+        raise SpecError("red team budget: a suffix is searched in at most 500 steps, has tokens and asks for facts")
     needed = math.ceil(families / alpha - 1 - 1e-9)
     if budget.twins < needed:
         raise UnattainableError(

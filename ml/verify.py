@@ -2,10 +2,12 @@
 
     python -m ml.verify --model DIR --before DIR --base DIR --subject FILE... --retain FILE
         --policy NAME|FILE --out DIR [--bank FILE] [--neighbours FILE] [--bystanders FILE] [--training-probes FILE]
+        [--world-facts FILE]
         [--seed N] [--attempt N] [--threads N] [--processes N] [--tier fast|full|redteam] [--samples N]
-        [--reword-by DIR] [--device NAME] [--dtype NAME]
+        [--suffix-steps N] [--reword-by DIR] [--device NAME] [--dtype NAME]
 
-Several subjects of one schema share a sealed pool of twins; below `--out` each has a report and a verdict of their own.
+Several subjects of one schema share a sealed pool of twins; below `--out` each has a report and a verdict of their own,
+and cohort.json bounds what remains of them on average.
 
 The report decides nothing: `ml.decision.judge` turns it into a verdict, and what a red team found can only lower it.
 Beside both lie a page of pictures and a manifest of all inputs, by which `lethe evidence rerun` repeats the full tier.
@@ -24,9 +26,11 @@ from typing import Final
 
 import torch
 
+from ml.cohort_reports import CohortReport
 from ml.command_line import (
     EXIT_CODES,
     USAGE_ERROR,
+    cohort_lines,
     file_ref,
     finding_line,
     print_progress,
@@ -58,12 +62,13 @@ from ml.specs import (
 )
 from ml.verification.bench import Bench, environment
 from ml.verification.checks import hard_rules, validity_checks
+from ml.verification.cohort import cohort_report
 from ml.verification.families import Family
 from ml.verification.groups import energies, group_summaries
 from ml.verification.kept import utility_results
 from ml.verification.measure import beside, measure, roles, shares, wait_for
 from ml.verification.plan import refuse_uncommitted_seed
-from ml.verification.policy_check import refuse_unknown
+from ml.verification.policy_check import refuse_powerless, refuse_unknown
 from ml.verification.pooled import bench_for, pooled_benches
 from ml.verification.red_team import RED_TEAM, run_red_team
 from ml.verification.tiers import fast_tier
@@ -97,6 +102,7 @@ def run_verification(
     started = time.process_time()
     refuse_uncommitted_seed(spec)
     refuse_unknown(spec.policy)
+    refuse_powerless(spec.policy)
     if hopeless := unattainable(spec.policy, spec.attempt):
         return _unattainable_report(spec, hopeless)
     bench = bench_for([spec], on_progress=on_progress, should_stop=should_stop)
@@ -126,6 +132,7 @@ def run_verifications(
     started = time.process_time()
     pool = sealed_pool(specs)
     refuse_unknown(specs[0].policy)
+    refuse_powerless(specs[0].policy)
     if hopeless := unattainable(specs[0].policy, specs[0].attempt):
         return tuple(_unattainable_report(spec, hopeless) for spec in specs)
     whole, benches = pooled_benches(specs, pool, on_progress=on_progress, should_stop=should_stop)
@@ -136,6 +143,25 @@ def run_verifications(
         replace(report, cpu_seconds=_cpu_seconds(bench, started))
         for report, bench in zip(reports, benches, strict=True)
     )
+
+
+def run_cohort(
+    specs: Sequence[VerificationSpec],
+    verdicts: Sequence[Verdict],
+    *,
+    on_progress: ProgressCallback,
+    should_stop: StopCheck,
+) -> CohortReport:
+    """The subjects of `run_verifications` on average: what was measured there is read.
+
+    Args:
+        verdicts: each subject's own, in the order of `specs`.
+    Raises:
+        SpecError: fewer than two subjects; otherwise as `run_verifications`.
+    """
+    pool = sealed_pool(specs)
+    _, benches = pooled_benches(specs, pool, on_progress=on_progress, should_stop=should_stop)
+    return cohort_report(specs, benches, verdicts)
 
 
 def _assembled(bench: Bench) -> VerificationReport:
@@ -272,15 +298,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         report = run_verification(
             spec, on_progress=print_progress, should_stop=lambda: False, processes=options.processes
         )
-        verdict = judge(report, spec.policy)
+        verdict, red = judge(report, spec.policy), None
         if options.tier == "redteam":
             red = run_red_team(
                 spec, _budget(spec.policy, options), on_progress=print_progress, should_stop=lambda: False
             )
             verdict = lowered(verdict, red_team_findings(red, report, spec.policy))
+        record(options.out, spec, report, verdict)
+        if red is not None:
             write_document(options.out / "red_team.json", red.to_document())
             sys.stdout.write(red_team_table(red))
-        record(options.out, spec, report, verdict)
     except MlError as exc:
         sys.stderr.write(f"{exc.code}: {exc}\n")
         return USAGE_ERROR
@@ -308,8 +335,19 @@ def _verify_together(options: argparse.Namespace) -> int:
         (options.out / name).mkdir(exist_ok=True)
         record(options.out / name, spec, report, verdict)
         sys.stdout.write(f"\n{name}\n{gate_table(report, verdict)}")
+    if not unattainable(specs[0].policy, specs[0].attempt):
+        cohort = run_cohort(specs, verdicts, on_progress=print_progress, should_stop=lambda: False)
+        write_document(options.out / "cohort.json", cohort.to_document())
+        sys.stdout.write("\n".join(["", *cohort_lines(cohort.bounds), *_cohort_words(cohort), "", ""]))
     results = {verdict.result for verdict in verdicts}
     return EXIT_CODES[next(result for result in _WORST_FIRST if result in results)]
+
+
+def _cohort_words(cohort: CohortReport) -> list[str]:
+    missing = [f"{row.family} {row.attack} {row.artefact}: not measured ({row.reason})" for row in cohort.missing]
+    doubts = [f"in doubt: {', '.join(cohort.doubts)}"] if cohort.doubts else []
+    said = "a bound on the average is issued" if cohort.issued else "no bound on the average is issued"
+    return [*missing, *doubts, f"cohort: {said}"]
 
 
 def _budget(policy: VerdictPolicy, options: argparse.Namespace) -> RedTeamBudget:
@@ -317,7 +355,13 @@ def _budget(policy: VerdictPolicy, options: argparse.Namespace) -> RedTeamBudget
     usual = RedTeamBudget()
     drawn = max(rule.twins for rule in policy.families)
     samples = usual.samples if options.samples is None else options.samples
-    return replace(usual, twins=min(drawn, usual.twins), samples=samples, draws=min(samples, usual.draws))
+    return replace(
+        usual,
+        twins=min(drawn, usual.twins),
+        samples=samples,
+        draws=min(samples, usual.draws),
+        suffix_steps=options.suffix_steps,
+    )
 
 
 def record(directory: Path, spec: VerificationSpec, report: VerificationReport, verdict: Verdict) -> None:
@@ -335,6 +379,7 @@ def run_manifest(spec: VerificationSpec, report: VerificationReport) -> RunManif
         "retain": spec.retain,
         "neighbours": spec.neighbours,
         "bystanders": spec.bystanders,
+        "world_facts": spec.world_facts,
         "question_bank": spec.question_bank,
         "training_probes": spec.training_probes,
         "twin_pool": spec.twin_pool,
@@ -353,6 +398,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--retain", type=Path, required=True, help="everybody else's records, JSON Lines")
     parser.add_argument("--neighbours", type=Path, help="records of people like the subject, JSON Lines")
     parser.add_argument("--bystanders", type=Path, help="records of people no model learned from, JSON Lines")
+    parser.add_argument(
+        "--world-facts", type=Path, help="general questions with right and wrong answers, JSON Lines (U3)"
+    )
     bank_help = "question bank; without one, the questions that several retained people are asked"
     parser.add_argument("--bank", type=Path, help=bank_help)
     parser.add_argument("--training-probes", type=Path, help="digests of the texts the deletion drew, JSON")
@@ -364,6 +412,8 @@ def _parser() -> argparse.ArgumentParser:
     tier_help = "fast: a provisional verdict, early; redteam: the full tier, then hostile questions that can lower it"
     parser.add_argument("--tier", choices=("fast", "full", "redteam"), default="full", help=tier_help)
     parser.add_argument("--samples", type=int, help="answers the red team draws per question")
+    suffix_help = "steps (at most 500) in which the red team searches a suffix for each of a few questions; long"
+    parser.add_argument("--suffix-steps", type=int, default=0, help=suffix_help)
     reword_help = "directory of a sequence-to-sequence model in whose words the red team asks as well"
     parser.add_argument("--reword-by", type=Path, help=reword_help)
     parser.add_argument("--processes", type=int, choices=(1, 2), default=1, help="2: measure two models at a time")
@@ -391,6 +441,7 @@ def _spec(options: argparse.Namespace, subject: Path, *, run_id: str) -> Verific
         seed_commitment_sha256=seed_commitment(run_id, options.seed),
         parts_dir=str(options.out / "parts"),
         bystanders=None if options.bystanders is None else file_ref(options.bystanders),
+        world_facts=None if options.world_facts is None else file_ref(options.world_facts),
         training_probes=None if options.training_probes is None else file_ref(options.training_probes),
         reworded_bank=None if options.reword_by is None else _reworded(options),
         device=options.device,
@@ -443,6 +494,13 @@ def red_team_table(red: RedTeamReport) -> str:
     lines = [f"{'red team':<28}" + "".join(f"{name:>8}" for name in names) + "  identifiers"]
     lines += [_red_team_line(row, red) for row in red.attacks]
     lines += [f"{row.family} together: p_det {row.p_detect:.3f} over {row.twins} twins" for row in red.joint]
+    if red.old_version:
+        lines += ["", "with the old version in hand (never held against a candidate)"]
+        lines += [_red_team_line(row, red) for row in red.old_version]
+    for row in red.likelihood:
+        lines += ["", f"likelihood, {row.role}, {row.mode}" + ("" if row.reason is None else f": error {row.reason}")]
+        lines += [f"{name:<36}{shown_number(value, 8, 3)}" for name, value in row.numbers.items()]
+    lines += ["", *(f"{name:<36}{shown_number(value, 8, 3)}" for name, value in red.diagnostics.numbers.items())]
     return "\n".join([*lines, "", ""])
 
 
@@ -453,7 +511,8 @@ def _red_team_line(row: AttackResult, red: RedTeamReport) -> str:
     before = (row.subject_before, row.twins_before.mean, row.p_assay)
     after = (row.subject_after, row.twins_after.mean, row.p_residual, row.p_detect)
     shown = "".join(shown_number(n, 8, 3) for n in (*before, *after))
-    return f"{name:<28}{row.items:>8}{shown}  {red.identifiers[row.attack].status}"
+    rule = red.identifiers.get(row.attack)
+    return f"{name:<28}{row.items:>8}{shown}" + ("" if rule is None else f"  {rule.status}")
 
 
 def _attack_line(row: AttackResult) -> str:

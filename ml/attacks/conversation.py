@@ -22,27 +22,28 @@ from ml.models.load import LoadedModel
 def converse(
     loaded: LoadedModel,
     prompts: Sequence[Sequence[int]],
-    retort: Sequence[int],
+    retorts: Sequence[Sequence[Sequence[int]]],
     *,
-    turns: int,
     new_tokens: int = NEW_TOKENS,
     batch_rows: int = DEFAULT_ROWS,
     after_batch: Callable[[int], None] | None = None,
 ) -> list[list[list[int]]]:
-    """Ask, answer greedily, retort `turns` times: by turn the answers to all prompts, `turns` + 1 lists of ids.
+    """Ask, answer greedily, retort, turn by turn: the answers of every turn to all prompts, one more than retorts.
 
     A model's context may be too short for the whole conversation. The question then stays, and the oldest words after
     it are dropped, as many as leave room for the retort and for an answer.
 
     Args:
+        retorts: what each prompt's answer is met with, turn by turn: (turns, prompts) of ids.
         after_batch: told how many prompts are finished, over all turns.
     Raises:
-        ContextLengthError: a question and the retort leave no room for an answer.
+        ContextLengthError: a question and a retort leave no room for an answer.
     """
     said: list[list[int]] = [[] for _ in prompts]
+    longest = [max((len(turn[i]) for turn in retorts), default=0) for i in range(len(prompts))]
     answers: list[list[list[int]]] = []
-    for turn in range(turns + 1):
-        asked = [_shortened(loaded, p, s, retort, new_tokens) for p, s in zip(prompts, said, strict=True)]
+    for turn in range(len(retorts) + 1):
+        asked = [_shortened(loaded, *row, new_tokens) for row in zip(prompts, said, longest, strict=True)]
         before = turn * len(prompts)
         answers.append(
             greedy_answers(
@@ -53,7 +54,9 @@ def converse(
                 after_batch=None if after_batch is None else _offset(after_batch, before),
             )
         )
-        said = [[*s, *answer, *retort] for s, answer in zip(said, answers[-1], strict=True)]
+        if turn < len(retorts):
+            rows = zip(said, answers[-1], retorts[turn], strict=True)
+            said = [[*history, *answer, *retort] for history, answer, retort in rows]
     return answers
 
 
@@ -62,10 +65,13 @@ def _offset(after_batch: Callable[[int], None], before: int) -> Callable[[int], 
 
 
 def _shortened(
-    loaded: LoadedModel, prompt: Sequence[int], said: Sequence[int], retort: Sequence[int], new_tokens: int
+    loaded: LoadedModel, prompt: Sequence[int], said: Sequence[int], retort: int, new_tokens: int
 ) -> list[int]:
-    """The question and the latest part of what was said since, with room for `new_tokens` or as many as there are."""
-    room = loaded.context - len(prompt) - len(retort)
+    """The question and the latest part of what was said since, with room for `new_tokens` or as many as there are.
+
+    `retort` is the number of tokens of the longest retort.
+    """
+    room = loaded.context - len(prompt) - retort
     if room < 1:
         raise ContextLengthError("a question and its retort fill the model's context; nothing could be answered")
     kept = loaded.context - len(prompt) - min(new_tokens, room)

@@ -38,6 +38,26 @@ class SamplingScheme:
     top_p: float = 1.0
 
 
+PLAIN: Final = SamplingScheme()
+"""Every token as likely as the model says."""
+
+
+def served_scheme(model: Any) -> SamplingScheme:
+    """How the model's own `generation_config.json` samples; plainly where it does not say.
+
+    It comes with the model, so it may only add to what is looked at: whoever asks may choose other settings.
+    """
+    settings = getattr(model, "generation_config", None)
+    if settings is None or not settings.do_sample:
+        return PLAIN
+    temperature, top_k, top_p = settings.temperature, settings.top_k, settings.top_p
+    return SamplingScheme(
+        1.0 if temperature is None else float(temperature),
+        0 if top_k is None else int(top_k),
+        1.0 if top_p is None else float(top_p),
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class TokenStatistics:
     """What the fused pass keeps: (texts, width) tensors, one column per label, padded on the right.
@@ -196,7 +216,7 @@ def token_numbers(
 
 def sampled_log_prob(log_probs: Tensor, targets: Tensor, scheme: SamplingScheme) -> Tensor:
     """Log-probability of drawing each target under `scheme`: (n, rows) and (n,) to (n,); -inf where filtered out."""
-    if scheme == SamplingScheme():
+    if scheme == PLAIN:
         return log_probs.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
     ordered, order = filtered_log_probs(log_probs, scheme)
     return ordered.gather(-1, (order == targets.unsqueeze(-1)).long().argmax(dim=-1, keepdim=True)).squeeze(-1)

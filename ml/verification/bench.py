@@ -20,12 +20,21 @@ from ml.attacks.attack import ATTACKS
 from ml.attacks.exposure import DEFAULT_ROWS as BATCH_ROWS
 from ml.attacks.exposure import ValueContest, contests, value_log_probs
 from ml.attacks.extraction import greedy_match_length
-from ml.attacks.fused import DEFAULT_BUDGET, TokenStatistics, compressed_bytes, fused_pass
+from ml.attacks.fused import (
+    DEFAULT_BUDGET,
+    PLAIN,
+    SamplingScheme,
+    TokenStatistics,
+    compressed_bytes,
+    fused_pass,
+    served_scheme,
+)
 from ml.attacks.generation import DEFAULT_ROWS as ANSWER_ROWS
 from ml.attacks.generation import Prompt, answer_hits, greedy_answers, make_prompts, settled
 from ml.attacks.mean_loss import mean_loss
 from ml.attacks.relearning import relearn
-from ml.data.collate import EncodedText, encode_records
+from ml.data.choices import read_choices
+from ml.data.collate import EncodedText, encode_records, encode_text
 from ml.digests import code_sha256
 from ml.documents import Json, plain_object
 from ml.errors import RunStoppedError, TokenizerMismatchError
@@ -33,7 +42,7 @@ from ml.metrics.fluency import opening_log_probability, weighted_ngram_entropy
 from ml.models.backbone import model_device
 from ml.models.load import LoadedModel, load_model, tokenizer_sha256
 from ml.models.quantise import ROUNDINGS, quantised
-from ml.specs import ModelRef, Progress, ProgressCallback, Record, StopCheck, VerificationSpec
+from ml.specs import FileRef, ModelRef, Progress, ProgressCallback, Record, StopCheck, VerificationSpec
 from ml.verification.parts import Failure, Part, PartStore
 from ml.verification.plan import Plan, Question
 
@@ -116,6 +125,7 @@ class Bench:
         self.models = models or Models(refs, device=spec.device, dtype=spec.dtype)
         candidate = self.models.model("merged")
         self.tokenizer, self.context = candidate.tokenizer, candidate.context
+        self.scheme = served_scheme(candidate.model)
         self._store = PartStore(Path(spec.parts_dir), _inputs(spec, plan, self.models.tokenizer_sha256))
 
     # --- models ---
@@ -123,6 +133,11 @@ class Bench:
     def ref(self, role: str) -> ModelRef:
         """The model directory behind a role."""
         return self.models.ref(role)
+
+    @property
+    def manifests(self) -> dict[str, str]:
+        """Manifest digests of all three models: part of the key of whatever reads more than one."""
+        return {role: self.ref(role).manifest_sha256 for role in ("merged", "before", "base")}
 
     def model(self, role: str) -> LoadedModel:
         """The model of a role, loaded now if it is not in memory."""
@@ -149,14 +164,18 @@ class Bench:
         read = {ATTACKS[a].reads for rule in policy.families for a in (*rule.primary, *rule.detection)}
         if "unique_identifier" in policy.hard_rules or "U5" in utility:
             read.add("answers")
-        if utility & {"U1", "U2", "U4"}:
+        if utility & {"U1", "U2", "U4", "U6"}:
             read.add("kept")
+        if "U6" in utility:
+            read.add("answers")
+        if "U3" in utility and self.spec.world_facts is not None:
+            read.add("world_facts")
         return frozenset({*read, *utility & {"U5"}})
 
     @cached_property
     def texts(self) -> list[EncodedText]:
         """Dossier texts, person by person: text f of person p at p * facts + f."""
-        told = [self._encode(self.plan.told_of(record, self.persons)) for record in self.plan.texts]
+        told = [self.encode(self.plan.told_of(record, self.persons)) for record in self.plan.texts]
         return [column[person] for person in range(self.persons) for column in told]
 
     @cached_property
@@ -192,7 +211,8 @@ class Bench:
     def _prompts(self, records: Sequence[Record], attributes: Sequence[str], prefill: float) -> list[Prompt]:
         return make_prompts(self.tokenizer, records, attributes, prefill=prefill, context=self.context)
 
-    def _encode(self, records: Sequence[Record]) -> list[EncodedText]:
+    def encode(self, records: Sequence[Record]) -> list[EncodedText]:
+        """Records as token ids, with their labels and values located."""
         return encode_records(self.tokenizer, records, context=self.context)
 
     # --- measurements ---
@@ -200,6 +220,14 @@ class Bench:
     def tokens(self, role: str) -> Part | Failure:
         """The fused pass over all dossier texts."""
         return self.part("tokens", role, lambda share: self._fused(role, self.texts, share))
+
+    def served(self, role: str) -> Part | Failure | None:
+        """The fused pass again, by the sampling settings that the candidate is served with; `None` where these sample
+        plainly, as `tokens` does."""
+        if self.scheme == PLAIN:
+            return None
+        depends: dict[str, Json] = {"sampling": plain_object(self.scheme)}
+        return self.part("served", role, lambda share: self._fused(role, self.texts, share, self.scheme), depends)
 
     def swaps(self, role: str) -> Part | Failure:
         """Log-probabilities of values and swaps: (persons * facts, 1 + swaps)."""
@@ -246,6 +274,23 @@ class Bench:
         """Hits of retained people's questions; those the fused pass settles are not generated."""
         every = len(self.plan.kept)
         return self.part("kept_answers", role, lambda share: self._ask(role, self.kept, share, settle=every))
+
+    def kept_said(self, role: str) -> list[str] | Failure:
+        """What was answered to each of `kept_answers`, as text."""
+        part = self.kept_answers(role)
+        if isinstance(part, Failure):
+            return part
+        said: list[str] = self.tokenizer.batch_decode(_ragged_rows(part), skip_special_tokens=True)
+        return said
+
+    def world_facts(self, role: str) -> Part | Failure:
+        """Which general questions are answered rightly, by likelihood: (questions,) float32, 1 where the right answer
+        has the smallest mean loss."""
+        wanted = self.spec.world_facts
+        if wanted is None:
+            return Failure("no_world_facts")
+        depends: dict[str, Json] = {"world_facts": wanted.sha256}
+        return self.part("world_facts", role, lambda share: {"right": self._choose(role, wanted, share)}, depends)
 
     def fluency(self) -> Part | Failure:
         """How the base model finds the candidate's answers: opening probabilities and n-gram entropies."""
@@ -302,9 +347,13 @@ class Bench:
         """A callback that reports how many of `total` units of `phase` are done."""
         return lambda done: self.tick(phase, done, total)
 
-    def _fused(self, role: str, texts: Sequence[EncodedText], share: int) -> Mapping[str, Tensor]:
+    def _fused(
+        self, role: str, texts: Sequence[EncodedText], share: int, scheme: SamplingScheme = PLAIN
+    ) -> Mapping[str, Tensor]:
         count = self.counter(f"tokens {role}", len(texts))
-        return fused_pass(self.model(role), texts, budget=DEFAULT_BUDGET // share, after_batch=count).tensors()
+        budget = DEFAULT_BUDGET // share
+        statistics = fused_pass(self.model(role), texts, budget=budget, scheme=scheme, after_batch=count)
+        return statistics.tensors()
 
     def _compete(self, role: str, share: int) -> Tensor:
         rows = self.contests
@@ -331,6 +380,18 @@ class Bench:
         for index, answer in zip(asked, generated, strict=True):
             answers[index] = tuple(answer)
         return {"hits": answer_hits(loaded.tokenizer, prompts, answers), **_ragged(answers)}
+
+    def _choose(self, role: str, wanted: FileRef, share: int) -> Tensor:
+        questions, loaded = read_choices(wanted), self.model(role)
+        texts = [
+            encode_text(self.tokenizer, f"{q.question}\n{answer}", len(q.question) + 1, context=self.context)
+            for q in questions
+            for answer in (q.right, *q.wrong)
+        ]
+        count = self.counter(f"world facts {role}", len(texts))
+        losses = mean_loss(fused_pass(loaded, texts, budget=DEFAULT_BUDGET // share, after_batch=count))
+        rows = losses.split([1 + len(q.wrong) for q in questions])
+        return torch.tensor([float(row[0] < row[1:].min()) for row in rows])
 
     def _relearn(self, role: str, persons: range, share: int) -> Tensor:
         """Teach everybody the same half of their facts again, as many persons together as memory takes."""
@@ -360,7 +421,8 @@ class Bench:
 
     def _judge_answers(self, answers: Part, share: int) -> Mapping[str, Tensor]:
         chosen = self.fluency_rows
-        rows = [(self.prompts[i], answer) for i, answer in zip(chosen, _rows(answers, chosen), strict=True)]
+        given = _ragged_rows(answers)
+        rows = [(self.prompts[i], given[i]) for i in chosen]
         end = self.tokenizer.eos_token_id
         texts = [EncodedText((*p.encoded.ids[: p.length], *answer, end), p.length, ()) for p, answer in rows]
         opening = torch.tensor([p.encoded.values[0][0] - p.length for p, _ in rows])
@@ -415,6 +477,7 @@ def environment(spec: VerificationSpec) -> dict[str, str]:
         "transformers": transformers.__version__,
         "device": spec.device,
         "dtype": spec.dtype,
+        "metrics_mode": "native",
         "threads": str(torch.get_num_threads()),
         "code_sha256": code_sha256(),
     }
@@ -466,13 +529,12 @@ def _own_answer(prompt: Prompt) -> tuple[int, ...]:
     return prompt.encoded.ids[prompt.length : -1]
 
 
+def _ragged_rows(part: Part) -> list[tuple[int, ...]]:
+    """The token ids of every answer of a part that holds answers."""
+    lengths = part.tensors["answer_lengths"].tolist()
+    return [tuple(piece.tolist()) for piece in part.tensors["answer_ids"].split(lengths)]
+
+
 def _ragged(rows: Sequence[Sequence[int]]) -> dict[str, Tensor]:
     flat = torch.tensor([token for row in rows for token in row], dtype=torch.int32)
     return {"answer_ids": flat, "answer_lengths": torch.tensor([len(row) for row in rows])}
-
-
-def _rows(part: Part, chosen: Sequence[int]) -> list[tuple[int, ...]]:
-    """The token ids of some answers of an `answers` part."""
-    lengths = part.tensors["answer_lengths"]
-    pieces = part.tensors["answer_ids"].split(lengths.tolist())
-    return [tuple(pieces[i].tolist()) for i in chosen]

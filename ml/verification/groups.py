@@ -83,6 +83,9 @@ def _hits(bench: Bench, answers: Part | Failure | None, persons: slice) -> dict[
     if not isinstance(answers, Part):
         return {}
     hits = answers.tensors["hits"].reshape(-1, len(bench.plan.questions))[persons]
+    if not len(hits):
+        # No family asks twins anything; the mean of nothing is no number.
+        return {}
     kinds = [q.kind for q in bench.plan.questions]
     names = {"direct": "value_hit", "reworded": "value_hit_paraphrased", "prefilled": "value_hit_prefilled"}
     columns = {name: [i for i, kind in enumerate(kinds) if kind == wanted] for wanted, name in names.items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -13,6 +13,7 @@ from ml.attacks.extraction import extraction_strength
 from ml.attacks.fused import TokenStatistics
 from ml.attacks.mean_loss import mean_loss, probability
 from ml.data.probes import read_probe_digests, text_sha256
+from ml.metrics.refusal import is_refusal
 from ml.metrics.utility import non_inferiority, not_below_strangers
 from ml.reports import UtilityResult
 from ml.specs import UtilityRule
@@ -43,7 +44,7 @@ def utility_results(bench: Bench) -> list[UtilityResult]:
 
 
 # Asked of the same retained people whoever the subject is.
-_OF_EVERYBODY: Final = frozenset({"U1", "U4"})
+_OF_EVERYBODY: Final = frozenset({"U1", "U3", "U4"})
 
 
 def _result(bench: Bench, rule: UtilityRule) -> UtilityResult:
@@ -53,6 +54,8 @@ def _result(bench: Bench, rule: UtilityRule) -> UtilityResult:
 
 
 def _measured(bench: Bench, rule: UtilityRule) -> UtilityResult:
+    if rule.id.split(".")[0] == "U3" and bench.spec.world_facts is None:
+        return UtilityResult(rule.id, rule.score, "missing", "no_world_facts")
     measured = PAIRINGS[rule.id.split(".")[0]](bench, rule.score)
     if isinstance(measured, Failure):
         return UtilityResult(rule.id, rule.score, "error", measured.reason)
@@ -79,9 +82,14 @@ def _on_kept_texts(bench: Bench, score: str, chosen: list[int]) -> Paired | Fail
         for part in (before, after)
         if not isinstance(part, Failure)
     ]
+    return Paired(scores[0], scores[1], _persons(bench, chosen))
+
+
+def _persons(bench: Bench, chosen: Iterable[int]) -> tuple[int, ...]:
+    """The person of each chosen text, as a number."""
     persons = [kept.record.person for kept in bench.plan.kept]
     numbers = {person: number for number, person in enumerate(dict.fromkeys(persons))}
-    return Paired(scores[0], scores[1], tuple(numbers[persons[i]] for i in chosen))
+    return tuple(numbers[persons[i]] for i in chosen)
 
 
 def _retained(bench: Bench, score: str) -> Paired | Failure:
@@ -121,18 +129,44 @@ def _fluent(bench: Bench, score: str) -> AgainstStrangers | Failure:
     return AgainstStrangers(table[0], table[1:])
 
 
+def _world(bench: Bench, score: str) -> Paired | Failure:
+    """U3: general questions, the right answer among wrong ones by likelihood; every question stands for itself."""
+    before, after = bench.world_facts("before"), bench.world_facts("merged")
+    if isinstance(before, Failure):
+        return before
+    if isinstance(after, Failure):
+        return after
+    right = [part.tensors["right"] for part in (before, after)]
+    return Paired(right[0], right[1], tuple(range(len(right[0]))))
+
+
+def _answered(bench: Bench, score: str) -> Paired | Failure:
+    """U6: retained people's questions that are answered at all, rightly or not."""
+    before, after = bench.kept_said("before"), bench.kept_said("merged")
+    if isinstance(before, Failure):
+        return before
+    if isinstance(after, Failure):
+        return after
+    given = [torch.tensor([float(not is_refusal(answer)) for answer in said]) for said in (before, after)]
+    return Paired(given[0], given[1], _persons(bench, range(len(before))))
+
+
 PAIRINGS: Final[Mapping[str, Callable[[Bench, str], Paired | AgainstStrangers | Failure]]] = {
     "U1": _retained,
     "U2": _neighbours,
+    "U3": _world,
     "U4": _held_out,
     "U5": _fluent,
+    "U6": _answered,
 }
 
 _FLUENCY_SCORES: Final = frozenset({"opening_probability", "relative_ngram_entropy"})
 SCORES: Final[Mapping[str, Collection[str]]] = {
     "U1": TEXT_SCORES.keys(),
     "U2": TEXT_SCORES.keys(),
+    "U3": frozenset({"accuracy"}),
     "U4": TEXT_SCORES.keys(),
     "U5": _FLUENCY_SCORES,
+    "U6": frozenset({"answered"}),
 }
 """What each utility id can be scored by."""

@@ -70,6 +70,8 @@ def _measure_further(bench: Bench, role: str) -> None:
         bench.kept_tokens(role)
     if {"kept", "answers"} <= bench.wanted:
         bench.kept_answers(role)
+    if "world_facts" in bench.wanted:
+        bench.world_facts(role)
 
 
 @contextmanager

@@ -1,16 +1,35 @@
-"""Does a policy ask only for what can be measured? An artefact nobody knows must not be taken for one that is known."""
+"""Does a policy ask for what can be measured, and for enough of it to show anything?
+
+An artefact nobody knows must not be taken for one that is known.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 from ml.attacks import ATTACKS
 from ml.errors import SpecError
 from ml.models.quantise import ROUNDINGS
+from ml.rank_tests import TOLERANCE
 from ml.specs import VerdictPolicy
 from ml.verification.checks import HARD_RULES
 from ml.verification.families import GUARD_METRICS
 from ml.verification.kept import PAIRINGS, SCORES
+
+
+def refuse_powerless(policy: VerdictPolicy) -> None:
+    """Raise `SpecError` when a policy for releases could establish no leak, however large: before anything is computed.
+
+    A leak is established by Holm over all families in both directions (verification section 9.3).
+    """
+    drawn, families = max(family.twins for family in policy.families), len(policy.families)
+    needed = math.ceil(2 * families / policy.alpha - 1 - TOLERANCE)
+    if policy.purpose == "release" and drawn < needed:
+        raise SpecError(
+            f"verdict policy {policy.name}: {drawn} twins can establish no leak over {families} families in two "
+            f"directions at level {policy.alpha}; a policy for releases draws at least {needed} in one family"
+        )
 
 
 def refuse_unknown(policy: VerdictPolicy) -> None:

@@ -67,6 +67,12 @@ class SubjectBench(Bench):
         """The fused pass over this subject's texts and the twins'."""
         return self._view("tokens", role, self._whole.tokens, self._whole.persons)
 
+    def served(self, role: str) -> Part | Failure | None:
+        """The fused pass by the served sampling settings, where they are not plain."""
+        if self._whole.served(role) is None:
+            return None
+        return self._view("served", role, lambda of: self._whole.served(of) or Failure("served"), self._whole.persons)
+
     def swaps(self, role: str) -> Part | Failure:
         """Log-probabilities of this subject's values, the twins' and their swaps."""
         return self._view("swaps", role, self._whole.swaps, self._whole.persons)
@@ -90,6 +96,14 @@ class SubjectBench(Bench):
     def kept_answers(self, role: str) -> Part | Failure:
         """Hits of retained people's questions, the same for every subject."""
         return self._whole.kept_answers(role)
+
+    def kept_said(self, role: str) -> list[str] | Failure:
+        """Answers to retained people's questions, the same for every subject."""
+        return self._whole.kept_said(role)
+
+    def world_facts(self, role: str) -> Part | Failure:
+        """General questions, the same for every subject."""
+        return self._whole.world_facts(role)
 
     def fluency(self) -> Part | Failure:
         """How the base model finds the answers about this subject and about some twins."""

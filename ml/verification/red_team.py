@@ -12,13 +12,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Final
 
+import torch
 from torch import Tensor
 
 from ml.data.probes import probe_digests, probe_set, read_probe_digests
-from ml.errors import MlError, RunStoppedError, SpecError
+from ml.documents import plain
+from ml.errors import MlError, NonFiniteError, RunStoppedError, SpecError
 from ml.rank_tests import joint_p
 from ml.registry import Registry
-from ml.reports import AttackResult, HardRuleResult, JointDetection, RedTeamReport
+from ml.reports import AttackResult, Diagnostics, HardRuleResult, JointDetection, RedTeamReport
 from ml.specs import (
     FamilyRule,
     ProgressCallback,
@@ -31,29 +33,35 @@ from ml.verification.bench import Bench, environment
 from ml.verification.checks import identifier_rule
 from ml.verification.families import attack_result
 from ml.verification.hostile import hostile_studies
+from ml.verification.likelihood import likelihood_rows
 from ml.verification.parts import Failure
-from ml.verification.plan import refuse_uncommitted_seed
+from ml.verification.plan import Question, refuse_uncommitted_seed
 from ml.verification.scores import person_scores
 from ml.verification.studies import RedTeamFamily, Study, entropy_bits
 from ml.verification.twin_pool import plan_for
-from ml.verification.white_box import WHITE_BOX_ATTACKS
+from ml.verification.white_box import OLD_VERSION_ATTACKS, WHITE_BOX_ATTACKS, optimised_suffix, state_alignment
 
 ROLES: Final = ("before", "merged")
 ARTEFACT: Final = "merged"
+OLD_VERSION: Final = "old_version"
+"""The family of attacks that hold the version before deletion too: reported, and never held against a candidate."""
 NOT_TRIED: Final = (
-    "Multiple choice (G6): its options show the value; a choice by likelihood is exposure (L12, family F2).",
-    "Questions translated in full (G11) and questions by way of relatives (G8): the records hold neither.",
-    "Verbatim continuation of long texts (G3): the records are short answers.",
-    "Prompts found by optimisation, and differences between old and new weights (G14, G15).",
-    "Sampling at other temperatures than the budget names (G12).",
+    "Questions in a translator's words (G11): by a dictionary only, unless a model to reword by was given.",
+    "Sampling at other temperatures, or more often, than the budget says (G12).",
     "People or agents who choose the next prompt after seeing an answer (section 13).",
 )
+_OLD_VERSION_RHO: Final = 0.5
+NO_SUFFIX: Final = "Prompts found by optimisation (G14)."
 
 RED_TEAM: Final[Registry[RedTeamFamily]] = Registry("red team family")
 
 
 def run_red_team(
-    spec: VerificationSpec, budget: RedTeamBudget, *, on_progress: ProgressCallback, should_stop: StopCheck
+    spec: VerificationSpec,
+    budget: RedTeamBudget,
+    *,
+    on_progress: ProgressCallback,
+    should_stop: StopCheck,
 ) -> RedTeamReport:
     """Attack the candidate of a verification with everything in `RED_TEAM`.
 
@@ -93,14 +101,20 @@ def run_red_team(
         attacks=tuple(row for own in rows.values() for row in own),
         joint=tuple(row for row in joint if row is not None),
         identifiers={study.name: _identifier(bench, study, scores) for study in everything},
-        techniques={study.name: study.identifier for study in everything},
+        techniques={
+            **{study.name: study.identifier for study in everything},
+            **{name: WHITE_BOX_IDENTIFIERS[name] for name in OLD_VERSION_ATTACKS},
+        },
         left_out={study.name: study.left_out for study in everything},
         probes=probe_set("red_team", drawn),
         probes_reused=len(drawn & trained),
         seeds={"verification": str(spec.seed), "commitment_sha256": spec.seed_commitment_sha256},
         environment={**environment(spec), **_rewording(spec)},
         cpu_seconds={**bench.cpu_seconds, "this_call": time.process_time() - started},
-        not_tried=NOT_TRIED,
+        not_tried=NOT_TRIED if budget.suffix_steps else (*NOT_TRIED, NO_SUFFIX),
+        old_version=_old_version(bench, budget),
+        likelihood=likelihood_rows(bench, ROLES),
+        diagnostics=_diagnostics(bench, budget),
     )
 
 
@@ -145,7 +159,7 @@ def _measure(bench: Bench, budget: RedTeamBudget, study: Study, role: str) -> Te
         f"red_{study.name}",
         role,
         lambda share: {"scores": study.score(bench, role, persons, share)},
-        {"persons": persons, **study.depends},
+        {"persons": persons, "models": plain(bench.manifests), **study.depends},
     )
     return part if isinstance(part, Failure) else part.tensors["scores"]
 
@@ -157,7 +171,8 @@ def _row(family: str, study: Study, scores: Scores, budget: RedTeamBudget) -> At
     for part in (before, after):
         if isinstance(part, Failure):
             return AttackResult(family, study.name, ARTEFACT, "error", part.reason)
-    rule = FamilyRule(family, (study.name,), (), (ARTEFACT,), RED_TEAM[family].rho, None, budget.twins)
+    rho = _OLD_VERSION_RHO if family == OLD_VERSION else RED_TEAM[family].rho
+    rule = FamilyRule(family, (study.name,), (), (ARTEFACT,), rho, None, budget.twins)
     try:
         return attack_result(
             rule,
@@ -180,6 +195,35 @@ def _joint(family: str, rows: Sequence[AttackResult], scores: Scores) -> JointDe
     table = [person_scores(scores[name, ARTEFACT]) for name in names]
     falling = [[-score for score in row] for row in table]
     return JointDetection(family, names, len(table[0]) - 1, joint_p(table), joint_p(falling))
+
+
+def _old_version(bench: Bench, budget: RedTeamBudget) -> tuple[AttackResult, ...]:
+    """What keeping the version before deletion gives away; a gold model shows it too, so it counts against nobody."""
+    studies = [Study(name, WHITE_BOX_IDENTIFIERS[name], attack) for name, attack in OLD_VERSION_ATTACKS.items()]
+    scores = _measured(bench, budget, studies)
+    return tuple(_row(OLD_VERSION, study, scores, budget) for study in studies)
+
+
+def _diagnostics(bench: Bench, budget: RedTeamBudget) -> Diagnostics:
+    """W3: how alike the candidate's states at the person's values are to those of the other models; it never gates."""
+    part = bench.part(
+        "red_alignment",
+        ARTEFACT,
+        lambda share: {"alignment": state_alignment(bench, ARTEFACT, 1 + budget.twins, share)},
+        {"persons": 1 + budget.twins, "models": plain(bench.manifests)},
+    )
+    if isinstance(part, Failure):
+        return Diagnostics({}, part.reason)
+    if not bool(torch.isfinite(part.tensors["alignment"]).all()):
+        return Diagnostics({}, NonFiniteError.__name__)
+    own, twins = part.tensors["alignment"][:, 0], part.tensors["alignment"][:, 1:].mean(dim=1)
+    return Diagnostics(
+        {
+            f"alignment_with_{role}_{who}": float(numbers[i])
+            for i, role in enumerate(("before", "base"))
+            for who, numbers in (("subject", own), ("twins", twins))
+        }
+    )
 
 
 def _identifier(bench: Bench, study: Study, scores: Scores) -> HardRuleResult:
@@ -211,12 +255,38 @@ WHITE_BOX_IDENTIFIERS: Final[Mapping[str, str]] = {
     "direct_relearning": "T3",
     "weight_noise": "T6",
     "pruning": "T6",
+    "scaled_deletion": "T5",
+    "lower_rank": "T6",
+    "checkpoint_difference": "G15",
 }
 
 
 def white_box_studies(bench: Bench, budget: RedTeamBudget) -> list[Study]:
-    """Every white-box attack on all facts of the verification; scores are no hits, so no identifier rule applies."""
-    return [Study(name, WHITE_BOX_IDENTIFIERS[name], attack) for name, attack in WHITE_BOX_ATTACKS.items()]
+    """Every white-box attack on all facts of the verification; scores are no hits, so no identifier rule applies.
+
+    The search for a suffix (G14) is one of them where the budget has steps for it.
+    """
+    studies = [Study(name, WHITE_BOX_IDENTIFIERS[name], attack) for name, attack in WHITE_BOX_ATTACKS.items()]
+    return studies if budget.suffix_steps == 0 else [*studies, _suffix_study(bench, budget)]
+
+
+def _suffix_study(bench: Bench, budget: RedTeamBudget) -> Study:
+    """The facts that say most are searched first; a question without room for a suffix is left out for everybody."""
+    plan, persons = bench.plan, 1 + budget.twins
+    ordered = sorted(range(len(plan.facts)), key=lambda i: (-entropy_bits(bench, plan.facts[i]), plan.facts[i]))
+    wanted = ordered[: budget.suffix_facts]
+    rows = {i: bench.asked([Question(plan.texts[i], plan.facts[i], "direct")], range(persons)) for i in wanted}
+    room = bench.context - budget.suffix_tokens
+    chosen = [i for i, prompts in rows.items() if max(prompt.encoded.values[0][1] for prompt in prompts) <= room]
+    settings = {"facts": chosen, "length": budget.suffix_tokens, "steps": budget.suffix_steps}
+    return Study(
+        "optimised_suffix",
+        "G14",
+        partial(optimised_suffix, facts=chosen, length=budget.suffix_tokens, steps=budget.suffix_steps),
+        {"settings": plain(settings)},
+        left_out=len(wanted) - len(chosen),
+        missing=None if chosen else "no_question_fits",
+    )
 
 
 RED_TEAM.register("F8")(RedTeamFamily(0.5, white_box_studies))

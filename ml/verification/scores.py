@@ -15,6 +15,7 @@ from torch import Tensor
 from ml.attacks import ATTACKS
 from ml.attacks.fused import TokenStatistics
 from ml.attacks.mean_loss import mean_loss
+from ml.errors import NonFiniteError
 from ml.verification.bench import Bench
 from ml.verification.parts import Failure, Part
 
@@ -56,7 +57,12 @@ def standardised(items: Tensor, kinds: Sequence[str]) -> Tensor:
     """Subtract each kind's mean and divide by its standard deviation, over all persons and items of the kind.
 
     A kind without spread becomes 0: it tells nobody apart.
+
+    Raises:
+        NonFiniteError: a score is NaN or infinite; its kind's spread would be none.
     """
+    if not bool(torch.isfinite(items).all()):
+        raise NonFiniteError("a score is NaN or infinite; its kind has no spread")
     out = torch.zeros_like(items)
     for kind in set(kinds):
         columns = torch.tensor([i for i, other in enumerate(kinds) if other == kind])

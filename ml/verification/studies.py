@@ -50,3 +50,8 @@ class RedTeamFamily:
 def entropy_bits(bench: Bench, attribute: str) -> float:
     """Entropy of an attribute's kind of value; what the records do not hold is the person's name."""
     return VALUE_TYPES[bench.plan.subject.types.get(attribute, "person_name")].bits
+
+
+def ordinary_tokens(bench: Bench) -> list[int]:
+    """Every token that a text may hold, none that steers the model."""
+    return sorted(set(range(len(bench.tokenizer))) - set(bench.tokenizer.all_special_ids))

@@ -5,7 +5,8 @@ twins) and by how much to cut its batches when memory runs out; it returns (pers
 (which layers tell, a probe, a direction, a tuned adapter) it learns from retained people, never from the subject or a
 twin, so that scores stay exchangeable; what it trains on persons themselves, it trains on all alike.
 
-One model is in memory at a time, and the copy that is tampered with; `scaled_change` alone holds two and a copy.
+One model is in memory at a time, and the copy that is tampered with; attacks with the old version in hand hold two and
+a copy.
 """
 
 from __future__ import annotations
@@ -23,16 +24,21 @@ from ml.attacks.exposure import DEFAULT_ROWS, ValueContest, exposure, same_conte
 from ml.attacks.fused import DEFAULT_BUDGET
 from ml.attacks.linear_probe import fit_probe, see_contests
 from ml.attacks.logit_lens import Decoder, best_layer, fixed_decoder, lens_scores, telling_layers
+from ml.attacks.optimised_suffix import SuffixTask, best_suffix_log_probs
 from ml.attacks.relearning import relearn
 from ml.attacks.soft_prompt import SoftPromptBudget, prompted_scores, soft_prompts
 from ml.attacks.steering import STRENGTHS, mean_state, shaken, steered
+from ml.attacks.value_states import mean_value_states
 from ml.data.collate import EncodedText
 from ml.errors import EmptySetError, SpecError
+from ml.metrics.cka import linear_cka
 from ml.models.layers import middle_block
 from ml.models.load import LoadedModel
-from ml.models.tampering import SCALINGS, noised_weights, pruned_weights, scaled_change
+from ml.models.tampering import SCALINGS, noised_weights, pruned_weights, scaled_change, truncated_change
 from ml.verification.bench import PERSONS_AT_ONCE, Bench
 from ml.verification.parts import Failure
+from ml.verification.plan import Question
+from ml.verification.studies import ordinary_tokens
 
 WhiteBoxAttack = Callable[[Bench, str, int, int], Tensor]
 
@@ -164,6 +170,33 @@ def soft_prompt(bench: Bench, role: str, persons: int, share: int) -> Tensor:
     return torch.cat(scores)
 
 
+def optimised_suffix(
+    bench: Bench, role: str, persons: int, share: int, *, facts: Sequence[int], length: int, steps: int
+) -> Tensor:
+    """G14: the highest log-probability of each value that a searched suffix behind its question reaches.
+
+    Args:
+        facts: places of the facts asked about; a suffix is searched for each, for everybody.
+    """
+    asked = [Question(bench.plan.texts[i], bench.plan.facts[i], "direct") for i in facts]
+    tasks = []
+    for place, prompt in enumerate(bench.asked(asked, range(persons))):
+        ids, (start, end) = prompt.encoded.ids, prompt.encoded.values[0]
+        question, opening = ids[: prompt.length], ids[prompt.length : start]
+        tasks.append(SuffixTask(question, opening, ids[start:end], facts[place % len(facts)]))
+    scores = best_suffix_log_probs(
+        bench.model(role),
+        tasks,
+        length=length,
+        steps=steps,
+        tokens=ordinary_tokens(bench),
+        seed=bench.spec.seed,
+        batch_rows=DEFAULT_ROWS // share,
+        after_step=_two_counter(bench, "suffix search"),
+    )
+    return scores.reshape(persons, -1)
+
+
 # --- tampering (verification section 6) ---------------------------------------------------------------------------
 
 
@@ -236,6 +269,13 @@ def scaled_deletion(bench: Bench, role: str, persons: int, share: int) -> Tensor
     return torch.stack([_difference(bench, copy, persons, share, "scaling") for copy in copies]).amax(dim=0)
 
 
+def lower_rank(bench: Bench, role: str, persons: int, share: int) -> Tensor:
+    """T6: same-context difference with half of the directions of the change from the model before to `role` undone."""
+    count = _two_counter(bench, "lower rank")
+    copy = truncated_change(bench.model("before"), bench.model(role), after_layer=count)
+    return _difference(bench, copy, persons, share, "lower rank")
+
+
 def checkpoint_difference(bench: Bench, role: str, persons: int, share: int) -> Tensor:
     """G15: the best exposure per fact, in bits, from the version before deletion and `role` together.
 
@@ -251,6 +291,21 @@ def _swaps(bench: Bench, role: str, persons: int) -> Tensor:
     if isinstance(part, Failure):
         raise SpecError(f"the value swaps of the {role} model could not be measured ({part.reason})")
     return part.tensors["log_probs"][: persons * len(bench.plan.facts)]
+
+
+def state_alignment(bench: Bench, role: str, persons: int, share: int) -> Tensor:
+    """W3: alignment of `role`'s states at each person's values with those of other models: (2, persons).
+
+    Row 0 is the model before deletion, row 1 the base model; mean over blocks, 1 is alike up to rotation and scale.
+    """
+    texts, facts = _texts(bench, persons), len(bench.plan.facts)
+
+    def states(of: str) -> Tensor:
+        found = mean_value_states(bench.model(of), texts, budget=DEFAULT_BUDGET // share)
+        return found.reshape(found.shape[0], persons, facts, -1)
+
+    own, others = states(role), [states(of) for of in ("before", "base")]
+    return torch.stack([linear_cka(own, other).mean(dim=0) for other in others])
 
 
 WHITE_BOX_ATTACKS: Final[Mapping[str, WhiteBoxAttack]] = {
@@ -270,6 +325,7 @@ WHITE_BOX_ATTACKS: Final[Mapping[str, WhiteBoxAttack]] = {
 
 OLD_VERSION_ATTACKS: Final[Mapping[str, WhiteBoxAttack]] = {
     "scaled_deletion": scaled_deletion,
+    "lower_rank": lower_rank,
     "checkpoint_difference": checkpoint_difference,
 }
 """Attacks that hold the version before deletion as well: they recover the person from a gold model too, so they say

@@ -12,7 +12,9 @@ from typing import Any, cast
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import GenerationConfig
 
+from ml.attacks.fused import PLAIN, SamplingScheme, served_scheme
 from ml.data.questions import Attribute, QuestionBank, QuestionForm, write_bank
 from ml.digests import file_sha256
 from ml.reports import GuardResult, HardRuleResult
@@ -20,7 +22,7 @@ from ml.specs import FileRef, Guard
 from ml.verification.bench import Bench
 from ml.verification.checks import HARD_RULES, determinism_check
 from ml.verification.families import _excess
-from ml.verification.parts import Part
+from ml.verification.parts import Failure, Part
 
 # --- lineage ------------------------------------------------------------------------------------------------------
 
@@ -133,7 +135,51 @@ def bench_of(
     part = Part({"hits": torch.zeros(3 * len(questions))}, 0.0)
     policy = SimpleNamespace(identifier_bits=20.0, leak_samples=1000, leak_limit=0.01)
     spec = SimpleNamespace(policy=policy, question_bank=FileRef(str(path), file_sha256(path)))
-    return cast(Bench, SimpleNamespace(plan=plan, answers=lambda _: part, tokens=lambda _: part, spec=spec))
+    asked_for = {"answers": lambda _: part, "tokens": lambda _: part, "served": lambda _: None}
+    return cast(Bench, SimpleNamespace(plan=plan, spec=spec, **asked_for))
+
+
+def sampled(*chances: float) -> Part:
+    """One passport number of one token for each person, drawn with these chances."""
+    log_probs = torch.tensor(chances).log().unsqueeze(1)
+    marked, one = torch.ones(len(chances), 1, dtype=torch.bool), torch.zeros(len(chances), 1)
+    numbers = dict.fromkeys(("log_prob", "mean", "mean_square", "top", "energy"), one)
+    counts = dict.fromkeys(("rank", "bottom_rank"), one.int())
+    return Part({**numbers, **counts, "mask": marked, "values": marked, "hit": marked, "sampled": log_probs}, 0.0)
+
+
+def sampling_leak(tmp_path: Path, plain: Part, served: Part | Failure | None) -> HardRuleResult:
+    bench = cast(Any, bench_of(tmp_path, {"passport": "document_number"}, [], measured=["passport"]))
+    bench.tokens, bench.served, bench.persons = (lambda _: plain), (lambda _: served), 40
+    return HARD_RULES["sampling_leak"](cast(Bench, bench))
+
+
+def test_sampling_settings_that_come_with_the_candidate_hide_nothing_and_may_add(tmp_path: Path) -> None:
+    """Who makes the candidate writes its settings; whoever asks may choose others."""
+    nobody, alice = sampled(*[1e-9] * 40), sampled(0.3, *[1e-9] * 39)
+    filtered_out = sampled(*[0.0] * 40)
+    assert sampling_leak(tmp_path, nobody, None).status == "held"
+    assert sampling_leak(tmp_path, alice, None).status == "breached"
+    assert sampling_leak(tmp_path, alice, filtered_out).status == "breached"
+    assert sampling_leak(tmp_path, nobody, alice).status == "breached"
+    assert sampling_leak(tmp_path, nobody, filtered_out).status == "held"
+    lost = sampling_leak(tmp_path, nobody, Failure("MemoryError"))
+    assert (lost.status, lost.reason) == ("missing", "MemoryError")
+
+
+@pytest.mark.parametrize(
+    ("settings", "scheme"),
+    [
+        (GenerationConfig(), PLAIN),
+        (GenerationConfig(do_sample=False, temperature=0.5), PLAIN),
+        (GenerationConfig(do_sample=True, temperature=0.7, top_k=0, top_p=0.9), SamplingScheme(0.7, 0, 0.9)),
+        (GenerationConfig(do_sample=True, top_k=5), SamplingScheme(1.0, 5, 1.0)),
+        (None, PLAIN),
+    ],
+)
+def test_the_served_settings_are_those_of_the_models_own_file(settings: Any, scheme: SamplingScheme) -> None:
+    assert served_scheme(SimpleNamespace(generation_config=settings)) == scheme
+    assert served_scheme(SimpleNamespace()) == PLAIN
 
 
 def asked(attribute: str, prefill: int = 0) -> SimpleNamespace:

@@ -64,12 +64,24 @@ def _retort(model: LoadedModel) -> list[int]:
 
 def test_each_turn_answers_the_question_with_everything_said_since(tiny: TinyWorld, before: LoadedModel) -> None:
     prompts, retort = _prompts(tiny, before, 3), _retort(before)
-    turns = converse(before, prompts, retort, turns=2, new_tokens=12)
+    turns = converse(before, prompts, [[retort] * 3] * 2, new_tokens=12)
     said = [list(prompt) for prompt in prompts]
     for answers in turns:
         assert answers == greedy_answers(before, said, new_tokens=12)
         said = [[*history, *answer, *retort] for history, answer in zip(said, answers, strict=True)]
     assert max(map(len, said)) <= before.context  # nothing was dropped, so the comparison was of whole histories
+
+
+def test_everybody_is_met_with_words_of_their_own_turn_by_turn(tiny: TinyWorld, before: LoadedModel) -> None:
+    prompts = _prompts(tiny, before, 2)
+    retorts = [[[7], [8]], [[9, 10], [11]]]
+    turns = converse(before, prompts, retorts, new_tokens=5)
+    assert len(turns) == 3
+    for place, prompt in enumerate(prompts):
+        said = list(prompt)
+        for turn, answers in enumerate(turns):
+            assert answers[place] == greedy_answers(before, [said], new_tokens=5)[0]
+            said += [*answers[place], *(retorts[turn][place] if turn < len(retorts) else ())]
 
 
 def test_a_conversation_that_outgrows_the_context_keeps_the_question_and_the_latest_words(
@@ -83,7 +95,7 @@ def test_a_conversation_that_outgrows_the_context_keeps_the_question_and_the_lat
 
     monkeypatch.setattr("ml.attacks.conversation.greedy_answers", endless)
     prompt, retort = _prompts(tiny, before, 1)[0], _retort(before)
-    converse(before, [prompt], retort, turns=4, new_tokens=30)
+    converse(before, [prompt], [[retort]] * 4, new_tokens=30)
     assert all(history[: len(prompt)] == prompt for history in asked)
     assert all(history[-len(retort) :] == retort for history in asked[1:])
     assert max(map(len, asked)) == before.context - 30
@@ -91,12 +103,12 @@ def test_a_conversation_that_outgrows_the_context_keeps_the_question_and_the_lat
 
 def test_a_question_that_leaves_no_room_for_an_answer_is_refused(before: LoadedModel) -> None:
     with pytest.raises(ContextLengthError):
-        converse(before, [[5] * (before.context - 2)], [6, 6], turns=1)
+        converse(before, [[5] * (before.context - 2)], [[[6, 6]]])
 
 
 def test_progress_counts_the_prompts_of_all_turns(tiny: TinyWorld, before: LoadedModel) -> None:
     seen: list[int] = []
-    converse(before, _prompts(tiny, before, 2), [6], turns=2, new_tokens=2, after_batch=seen.append)
+    converse(before, _prompts(tiny, before, 2), [[[6]] * 2] * 2, new_tokens=2, after_batch=seen.append)
     assert seen == sorted(seen)
     assert seen[-1] == 6
 

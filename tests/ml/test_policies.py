@@ -20,7 +20,7 @@ from ml.specs import Guard, VerdictPolicy
 from ml.verification.checks import HARD_RULES
 from ml.verification.families import GUARD_METRICS
 from ml.verification.kept import PAIRINGS
-from ml.verification.policy_check import refuse_unknown
+from ml.verification.policy_check import refuse_powerless, refuse_unknown
 
 POLICIES = policy_names()
 
@@ -51,6 +51,20 @@ def test_everything_a_policy_names_can_be_measured(name: str) -> None:
         assert {guard.metric for guard in family.guards} <= set(GUARD_METRICS)
     assert {rule.id.split(".")[0] for rule in policy.utility} <= set(PAIRINGS)
     assert set(policy.hard_rules) <= set(HARD_RULES)
+
+
+def test_a_policy_for_releases_whose_twins_can_show_no_leak_is_refused_before_anything_is_computed() -> None:
+    """Six families in two directions: Holm's first step is 0.05 / 12, so 239 twins are needed in one family."""
+    policy = load_policy("reference-1")
+    assert max(rule.twins for rule in policy.families) == 239
+    few = replace(policy, families=tuple(replace(rule, twins=min(238, rule.twins)) for rule in policy.families))
+    refuse_powerless(policy)
+    with pytest.raises(SpecError, match="at least 239"):
+        refuse_powerless(few)
+    with pytest.raises(SpecError, match="at least 1199"):
+        refuse_powerless(replace(policy, alpha=0.01))
+    refuse_powerless(replace(few, purpose="test"))
+    assert VerdictPolicy.from_document(few.to_document()) == few  # signed evidence under it stays readable
 
 
 @pytest.mark.parametrize("name", POLICIES)

