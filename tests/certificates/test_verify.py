@@ -310,6 +310,7 @@ def test_the_verifier_reaches_no_part_of_ml_but_its_seam() -> None:
     reached = {name for name in imported_by(module.__name__, set()) if name.startswith("ml")}
 
     assert reached == {
+        "ml.cohort_reports",
         "ml.cohorts",
         "ml.decision",
         "ml.digests",

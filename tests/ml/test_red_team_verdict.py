@@ -305,8 +305,9 @@ def test_the_report_survives_storage() -> None:
     document = json.loads(json.dumps(QUIET.to_document()))
     assert RedTeamReport.from_document(document) == QUIET
     assert len(QUIET.sha256) == 64
-    with pytest.raises(SpecError, match="schema_version"):
-        RedTeamReport.from_document({**document, "schema_version": 2})
+    for other in (1, 3):
+        with pytest.raises(SpecError, match="schema_version"):
+            RedTeamReport.from_document({**document, "schema_version": other})
     with pytest.raises(SpecError, match="unknown field"):
         RedTeamReport.from_document({**document, "text": "x"})
     assert plain_object(QUIET) == QUIET.to_document()
