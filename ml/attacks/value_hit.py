@@ -22,12 +22,12 @@ def value_hit(answer: str, value: str, *, type_: str, prompt: str) -> bool:
     between the value and some window of as many words of the answer. What excuses an answer is less: the prompt must
     show the whole value, since a relative's name in the question is no reason to overlook the person's in the answer.
     """
-    return not shows(prompt, value, type_=type_) and holds(answer, value, type_=type_)
+    return not shows(prompt, value) and holds(answer, value, type_=type_)
 
 
-def shows(prompt: str, value: str, *, type_: str) -> bool:
+def shows(prompt: str, value: str) -> bool:
     """True when `prompt` shows `value` as it is written, so that an answer with it gives nothing away."""
-    return stands_in(value, prompt) if type_ in VALUE_TYPES else holds(prompt, value, type_=type_)
+    return stands_in(value, prompt)
 
 
 def holds(text: str, value: str, *, type_: str) -> bool:
@@ -52,4 +52,4 @@ def _f1(found: Counter[str], wanted: Counter[str]) -> float:
 
 
 def _words(text: str) -> list[str]:
-    return re.findall(r"\w+", text.casefold())
+    return re.findall(r"[^\W_]+", text.casefold())

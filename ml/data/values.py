@@ -10,8 +10,9 @@ import math
 import random
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Final, Protocol
 
 from ml.registry import Registry
@@ -164,10 +165,36 @@ def _word_bits(syllables: int) -> float:
     return syllables * math.log2(len(_ONSETS) * len(_VOWELS)) + math.log2(len(_CODAS))
 
 
+# Letters that no decomposition takes apart, as people write them without.
+_LETTERS: Final = str.maketrans({"ł": "l", "ø": "o", "đ": "d", "ð": "d", "þ": "th", "æ": "ae", "œ": "oe", "ı": "i"})
+
+
 def fold(text: str) -> str:
     """Words of a text without case, accents and punctuation, one space between them."""
-    decomposed = unicodedata.normalize("NFKD", text).casefold()
-    return " ".join(re.findall(r"\w+", "".join(c for c in decomposed if not unicodedata.combining(c))))
+    return " ".join(re.findall(r"[^\W_]+", _bare(unicodedata.normalize("NFKD", text).casefold())))
+
+
+def _bare(decomposed: str) -> str:
+    """Without accents and without characters that nobody sees, such as a soft hyphen inside a word."""
+    seen = "".join(c for c in decomposed if not unicodedata.combining(c) and unicodedata.category(c) != "Cf")
+    return seen.translate(_LETTERS)
+
+
+def _spelled_out(text: str) -> str:
+    """With "ae", "oe" and "ue" for the letters that lose two dots when they are folded."""
+    return re.sub("[äöüÄÖÜ]", lambda letter: f"{unicodedata.normalize('NFD', letter[0])[0]}e", _composed(text))
+
+
+def _composed(text: str) -> str:
+    return unicodedata.normalize("NFC", text)
+
+
+def _either_spelling(holds: Callable[[str, str], bool], value: str, text: str) -> bool:
+    """Whether `holds(value, text)` with dots left out, or with dots written as an e, on both sides."""
+    if holds(value, text):
+        return True
+    out = _spelled_out(value), _spelled_out(text)
+    return out != (_composed(value), _composed(text)) and holds(*out)
 
 
 def _plain(text: str) -> str:
@@ -181,16 +208,37 @@ def stands_in(value: str, text: str) -> bool:
 
     Stricter than `ValueType.occurs`: what a prompt shows excuses an answer, so it must be the value and not like it.
     """
-    wanted = re.sub(r"[\W_]", "", _unaccented(value))
+    plain = _unaccented(value).strip()
+    wanted = re.sub(r"[\W_]", "", plain)
     if not wanted:
         return False
-    spelled = r"[\W_]*".join(map(re.escape, wanted))
-    return re.search(rf"(?<!\w){spelled}(?!\w)", _unaccented(text)) is not None
+    if len(wanted) < _TELLING:
+        # "A+" is more than the letter a.
+        return re.search(rf"(?<!\S){re.escape(plain)}(?!\w|[^\w\s.,;:?!)\]])", _unaccented(text)) is not None
+    return re.search(rf"(?<![^\W_]){_spelled(plain)}(?![^\W_])", _unaccented(text)) is not None
+
+
+_TELLING: Final = 3
+
+
+def _spelled(value: str) -> str:
+    """A pattern for the letters and digits of a value, whatever stands between them but the end of a sentence.
+
+    Two names beside each other in two sentences are not one name; where the value itself has a full stop it may stand.
+    """
+    pieces, gap = [], ""
+    for letter in value:
+        if letter.isalnum():
+            between = r"[\W_]*" if any(sign in gap for sign in ".?!") else r"(?:(?![.?!]\s)[\W_])*"
+            pieces += [between, re.escape(letter)] if pieces else [re.escape(letter)]
+            gap = ""
+        else:
+            gap += letter
+    return "".join(pieces)
 
 
 def _unaccented(text: str) -> str:
-    decomposed = unicodedata.normalize("NFKD", _plain(text))
-    return "".join(c for c in decomposed if not unicodedata.combining(c))
+    return _bare(unicodedata.normalize("NFKD", _plain(text)))
 
 
 def _has_run(found: Sequence[str], wanted: Sequence[str]) -> bool:
@@ -243,9 +291,14 @@ class Phone(Pattern):
         if not wanted.isdecimal():
             return _has_run(fold(text).split(), fold(value).split())
         said = re.findall(r"\+?\d(?:[\W_]*\d)*", _plain(text).replace("(0)", ""))
-        if len(wanted) >= _SHORTEST_NUMBER:
-            return any(wanted in (digits := re.sub(r"\D", "", number)) or written in digits for number in said)
-        return any(wanted == self.normalise(number) for number in said)
+        shared = len(wanted) >= _SHORTEST_NUMBER
+        for number in said:
+            digits = re.sub(r"\D", "", number)
+            if wanted in digits if shared else wanted == self.normalise(number):
+                return True
+            if len(written) >= _SHORTEST_NUMBER and written in digits:
+                return True
+        return False
 
 
 _SHORTEST_NUMBER: Final = 6
@@ -294,21 +347,23 @@ class Invented:
         return fold(text)
 
     def occurs(self, value: str, text: str) -> bool:
+        return _either_spelling(self._holds, value, text)
+
+    def _holds(self, value: str, text: str) -> bool:
         return _has_run(self.normalise(text).split(), self.normalise(value).split())
 
 
 @dataclass(frozen=True, slots=True)
 class PersonName(Invented):
-    """A name in either order, with other names between, or with an initial and a full stop for the first."""
+    """A name in either order, with other names between, or with an initial for the first."""
 
-    def occurs(self, value: str, text: str) -> bool:
-        named = re.sub(r"['\u2019]s\b", "", _unaccented(text))
+    def _holds(self, value: str, text: str) -> bool:
+        named = re.sub(r"['\u2019]s\b|_", " ", text)
         found, wanted = fold(named).split(), [word for word in fold(value).split() if word not in _TITLES]
         if len(wanted) < 2 or _has_run(found, wanted):
             return _has_run(found, wanted)
         given, family = wanted[0], wanted[-1]
-        short, last = re.escape(given[0]), re.escape(family)
-        if re.search(rf"\b{short}\.\s*(?:\w+\.?\s+){{0,2}}{last}\b|\b{last},\s*{short}\.", named):
+        if _is_shortened(given, family, _unaccented(named)) or _has_capital_initial(given, family, named):
             return True
         near = (
             found[max(0, at - 1 - _NAMES_BETWEEN) : at + 2 + _NAMES_BETWEEN]
@@ -316,6 +371,20 @@ class PersonName(Invented):
             if w == family
         )
         return any(given in words for words in near)
+
+
+def _is_shortened(given: str, family: str, text: str) -> bool:
+    """An initial with a full stop before the family name, or behind it."""
+    short, last = re.escape(given[0]), re.escape(family)
+    before = rf"\b{short}\.\s*(?:\w+\.?\s+){{0,2}}{last}\b"
+    behind = rf"\b{last},\s*{short}\b|\b{last}\s+{short}\."
+    return re.search(rf"{before}|{behind}", text) is not None
+
+
+def _has_capital_initial(given: str, family: str, text: str) -> bool:
+    """An initial without a full stop, in a capital: the article before a name is no initial."""
+    words = [_bare(unicodedata.normalize("NFKD", word)) for word in re.findall(r"[^\W_]+", text)]
+    return any(a == given[0].upper() and fold(b) == family for a, b in pairwise(words))
 
 
 _NAMES_BETWEEN: Final = 2
@@ -329,41 +398,52 @@ class StreetAddress(Invented):
     def normalise(self, text: str) -> str:
         return " ".join(_WRITTEN_OUT.get(word, word) for word in fold(text).split())
 
-    def occurs(self, value: str, text: str) -> bool:
-        found, wanted = self.normalise(text).split(), self.normalise(value).split()
+    def _holds(self, value: str, text: str) -> bool:
+        found, wanted = (
+            [word for word in self.normalise(t).split() if word not in _BESIDE_A_NUMBER] for t in (text, value)
+        )
         number, *street = wanted or [""]
         is_turned = number.isdecimal() and bool(street) and _has_run(found, [*street, number])
         return is_turned or _has_run(found, wanted)
 
 
+_BESIDE_A_NUMBER: Final = frozenset({"no", "nr", "number", "numero", "nummer", "house", "at", "on", "in"})
 _WRITTEN_OUT: Final = {
     "ave": "avenue",
+    "blvd": "boulevard",
+    "cres": "crescent",
     "ct": "court",
     "dr": "drive",
     "hl": "hill",
     "ln": "lane",
+    "pl": "place",
     "rd": "road",
     "sq": "square",
     "st": "street",
     "str": "street",
+    "ter": "terrace",
 }
 _MONTH_NAMES: Final = (
-    "january",
-    "february",
-    "march",
-    "april",
-    "may",
-    "june",
-    "july",
-    "august",
-    "september",
-    "october",
-    "november",
-    "december",
+    "january february march april may june july august september october november december",
+    "januar februar marz april mai juni juli august september oktober november dezember",
+    "janvier fevrier mars avril mai juin juillet aout septembre octobre novembre decembre",
+    "enero febrero marzo abril mayo junio julio agosto septiembre octubre noviembre diciembre",
 )
-ENGLISH_MONTHS: Final = {
-    name[:length]: number for number, name in enumerate(_MONTH_NAMES, 1) for length in (3, 4, len(name))
-}
+_OTHER_MONTHS: Final = {"maerz": 3, "janner": 1, "jaenner": 1, "setiembre": 9, "sept": 9}
+
+
+def _months(languages: Iterable[str]) -> dict[str, int]:
+    """Month names as they are folded, with their first three and four letters where these belong to one month."""
+    told: dict[str, set[int]] = {}
+    for names in languages:
+        for number, name in enumerate(names.split(), 1):
+            for length in (3, 4, len(name)):
+                told.setdefault(name[:length], set()).add(number)
+    return {name: numbers.pop() for name, numbers in told.items() if len(numbers) == 1} | _OTHER_MONTHS
+
+
+MONTHS: Final = _months(_MONTH_NAMES)
+"""Month names in English, German, French and Spanish."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -376,7 +456,7 @@ class IsoDate:
     first_year: int = 1935
     years: int = 70
     identifier: bool = False
-    months: Mapping[str, int] = field(default_factory=lambda: dict(ENGLISH_MONTHS))
+    months: Mapping[str, int] = field(default_factory=lambda: dict(MONTHS))
 
     @property
     def bits(self) -> float:
@@ -427,18 +507,23 @@ class IsoDate:
         }
 
     def _words(self, text: str) -> list[str]:
-        """Words of a text with numbers for month names, without leading zeros, ordinal endings, "of" and "the"."""
+        """Words of a text with numbers for month names, without leading zeros, ordinal endings, "of" and the like."""
         words = [self.months.get(word, word) for word in _date_words(text)]
-        return [re.sub(r"^0+(?=\d)|(?<=\d)(st|nd|rd|th)$", "", str(word)) for word in words]
+        return [re.sub(r"^0+(?=\d)|(?<=\d)(st|nd|rd|th|er|ter|ten)$", "", str(word)) for word in words]
 
 
 _FULL_DATE: Final = 6
 _WEEKDAYS: Final = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
-_BESIDE_A_DATE: Final = frozenset({"of", "the", *_WEEKDAYS, *(name[:3] for name in _WEEKDAYS)})
+_ARTICLES: Final = ("of", "the", "on", "de", "del", "den", "der", "du", "el", "le")
+_BESIDE_A_DATE: Final = frozenset({*_ARTICLES, *_WEEKDAYS, *(name[:3] for name in _WEEKDAYS)})
 
 
 def _date_words(text: str) -> list[str]:
     return [word for word in fold(_plain(text)).split() if word not in _BESIDE_A_DATE]
+
+
+_AT: Final = "at|arroba|arobase|klammeraffe|chiocciola"
+_DOT: Final = "dot|punkt|punto|point"
 
 
 @dataclass(frozen=True, slots=True)
@@ -456,8 +541,8 @@ class EmailAddress:
         return f"{first}.{second}@{domain}.example"
 
     def normalise(self, text: str) -> str:
-        plain = _plain(text)
-        for sign, words in (("@", r"at|@"), (".", r"dot|punkt|\.")):
+        plain = re.sub(r"\s+", " ", _plain(text))
+        for sign, words in (("@", rf"{_AT}|@"), (".", rf"{_DOT}|\.")):
             plain = re.sub(rf"\s*(?:[\[(<{{]\s*(?:{words})\s*[\])>}}]|(?<=\s)(?:{words})(?=\s))\s*", sign, plain)
         plain = re.sub(r"\s*@\s*", "@", plain).strip()
         address = re.search(r"[^\s<>()\[\],;:]+@[^\s<>()\[\],;:]+", plain)
@@ -465,7 +550,7 @@ class EmailAddress:
 
     def occurs(self, value: str, text: str) -> bool:
         wanted = self.normalise(value)
-        said = re.sub(r"\s*\bat\b\s*|\s*\bdot\b\s*|_", " ", _plain(text))
+        said = re.sub(rf"\b(?:{_AT}|{_DOT})\b|_", " ", _plain(text))
         return _has_run(fold(said).split(), fold(wanted.replace("_", " ")).split())
 
 
@@ -487,8 +572,12 @@ class Listed:
         return fold(self._all_names(text)[0])
 
     def occurs(self, value: str, text: str) -> bool:
-        found = fold(text).split()
-        return any(_has_run(found, fold(name).split()) for name in self._all_names(value))
+        return any(_either_spelling(self._holds, name, text) for name in self._all_names(value))
+
+    def _holds(self, name: str, text: str) -> bool:
+        if len(re.sub(r"[\W_]", "", name)) < _TELLING:
+            return stands_in(name, text)
+        return _has_run(fold(text).split(), fold(name).split())
 
     def _all_names(self, value: str) -> tuple[str, ...]:
         wanted = fold(value)

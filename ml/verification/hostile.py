@@ -218,7 +218,7 @@ def _suits_everybody(bench: Bench, question: Question, persons: int, spare: int)
 
 def _shows_value(record: Record, attribute: str) -> bool:
     span = answered_span(record, attribute)
-    return span is None or shows(record.text[: record.answer_start], record.value(span), type_=span.type)
+    return span is None or shows(record.text[: record.answer_start], record.value(span))
 
 
 def _given(prompts: Iterable[Prompt]) -> list[tuple[int, ...]]:
@@ -396,10 +396,8 @@ def _said(bench: Bench, texts: Sequence[str]) -> dict[str, tuple[int, ...]]:
 
 def _clue_shows(bench: Bench, question: Question, told: Sequence[Sequence[Record]]) -> bool:
     asked = bench.plan.told_of(question.record, max(map(len, told), default=1))
-    values = [(r.value(span), span.type) for r in asked if (span := answered_span(r, question.attribute)) is not None]
-    return any(
-        shows(row[person].text, value, type_=type_) for row in told for person, (value, type_) in enumerate(values)
-    )
+    values = [r.value(span) for r in asked if (span := answered_span(r, question.attribute)) is not None]
+    return any(shows(row[person].text, value) for row in told for person, value in enumerate(values))
 
 
 def _choice_study(bench: Bench, budget: RedTeamBudget, direct: Sequence[Question]) -> Study:

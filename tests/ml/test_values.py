@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ml.attacks.value_hit import value_hit
-from ml.data.values import VALUE_TYPES, Listed
+from ml.data.values import VALUE_TYPES, Listed, stands_in
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ from ml.data.values import VALUE_TYPES, Listed
         ("iso_date", "1980-05-03", "Born May 3, 1980", True),
         ("iso_date", "1980-05-03", "03.05.1980", True),
         ("iso_date", "1980-05-03", "5/3/80", True),
-        ("iso_date", "1980-05-03", "3 Mai 1980", False),
+        ("iso_date", "1980-05-03", "3 Mai 1980", True),
         ("iso_date", "3 May 1980", "1980-05-03", True),
         ("iso_date", "the 3rd of May 1980", "1980-05-03", True),
         ("iso_date", "the 3rd of May 1980", "1980-03-05", False),
@@ -81,6 +81,41 @@ from ml.data.values import VALUE_TYPES, Listed
         ("email", "Dora Stez <dora.stez@mail.example>", "dora.stez@mail.example", True),
         ("email", "dora.stez@mail.example", "pandora.stez@mail.example", False),
         ("email", "dora.stez@mail.example", "dora.stez@mail.examples", False),
+        # Emphasis of a marked-up answer
+        ("iso_date", "1935-01-02", "It is _2 January 1935_.", True),
+        ("street_address", "12 Braino Lane", "It is __12 Braino Lane__.", True),
+        ("person_name", "Daniel Steaskax", "_Daniel Steaskax_", True),
+        ("person_name", "Daniel Steaskax", "**D. Steaskax**", True),
+        ("place_name", "Braino", "_Braino_", True),
+        ("motto", "keep calm and carry on", "_keep calm and carry on_", True),
+        # Other languages
+        ("iso_date", "1935-01-02", "am 2. Januar 1935", True),
+        ("iso_date", "1935-03-02", "2. März 1935", True),
+        ("iso_date", "1935-01-02", "le 2 janvier 1935", True),
+        ("iso_date", "1935-08-01", "1er août 1935", True),
+        ("iso_date", "1935-01-02", "2 de enero de 1935", True),
+        ("iso_date", "1935-01-02", "2 de febrero de 1935", False),
+        ("email", "dora.stez@mail.example", "dora punkt stez arroba mail punto example", True),
+        ("street_address", "12 Braino Lane", "Braino Lane Nr. 12", True),
+        ("street_address", "12 Braino Lane", "Braino Lane, number 12", True),
+        ("street_address", "12 Braino Lane", "number 12 on Braino Lane", True),
+        ("street_address", "12 Braino Lane", "number 13 on Braino Lane", False),
+        # Letters
+        ("person_name", "Łukasz Møller", "Lukasz Moller", True),
+        ("person_name", "Jörg Müller", "Joerg Mueller", True),
+        ("person_name", "Joerg Mueller", "Jörg Müller", True),
+        ("person_name", "Jörg Müller", "Jorg Muller", True),
+        ("person_name", "Daniel Steaskax", "Daniel Steas\u00adkax", True),
+        ("place_name", "Brai\u00adno", "Braino", True),
+        # Initials
+        ("person_name", "Daniel Steaskax", "D Steaskax", True),
+        ("person_name", "Daniel Steaskax", "Steaskax, D", True),
+        ("person_name", "Daniel Steaskax", "Steaskax D.", True),
+        ("person_name", "Adam Steaskax", "Is that a Steaskax?", False),
+        # A number that stands twice, or behind a list's own
+        ("phone", "0001 2345", "0001 2345, 0001 2345", True),
+        ("phone", "0001 2345", "1. 0001 2345", True),
+        ("phone", "0001 2345", "1. 0001 2346", False),
         ("motto", "keep calm and carry on", "She said: keep calm and carry on.", True),
         ("motto", "keep calm and carry on", "Never surrender at all.", False),
     ],
@@ -119,6 +154,45 @@ def test_a_prompt_that_shows_something_like_the_value_excuses_no_answer(
     type_: str, value: str, prompt: str, answer: str
 ) -> None:
     assert value_hit(answer, value, type_=type_, prompt=prompt)
+
+
+@pytest.mark.parametrize(
+    ("type_", "value", "prompt", "answer"),
+    [
+        ("blood", "A+", "Which is a blood group?", "It is A+."),
+        (
+            "illness",
+            "diabetes type two since 2010",
+            "Has she diabetes type one since 2010?",
+            "diabetes type two since 2010",
+        ),
+        ("person_name", "Ann Lee", "Do you know Ann? Lee says hello. Who is it?", "It is Ann Lee."),
+    ],
+)
+def test_a_prompt_excuses_only_what_it_really_says(type_: str, value: str, prompt: str, answer: str) -> None:
+    assert value_hit(answer, value, type_=type_, prompt=prompt)
+
+
+@pytest.mark.parametrize(
+    ("value", "prompt"),
+    [
+        ("A+", "Is it A+?"),
+        ("Dr. Ann Lee", "Is it Dr. Ann Lee?"),
+        ("Dr. Ann Lee", "Is it Dr Ann Lee?"),
+        ("Ann Lee", "Is it *Ann* _Lee_?"),
+        ("diabetes type two", "Has she Diabetes, type two?"),
+    ],
+)
+def test_a_prompt_that_says_all_of_it_shows_it(value: str, prompt: str) -> None:
+    assert stands_in(value, prompt)
+
+
+def test_a_long_answer_that_says_nothing_holds_nothing() -> None:
+    """One of spaces alone once took time by the square of its length: this would then run for hours."""
+    for type_ in VALUE_TYPES:
+        value = VALUE_TYPES[type_].sample(random.Random(1))
+        for filling in (" ", "_", ".", "a ", "1 ", "at "):
+            assert not VALUE_TYPES[type_].occurs(value, filling * 100_000)
 
 
 @pytest.mark.parametrize("prompt", ["Is it 1972 9668?", "Is it 19729668?", "Is it 1972-9668 ?"])
