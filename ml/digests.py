@@ -89,6 +89,16 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def _offsets(tensor: object) -> tuple[int, int]:
+    """Where a tensor's bytes lie; raises `ValueError` for an entry that describes none."""
+    if not isinstance(tensor, dict) or not {"dtype", "shape", "data_offsets"} <= tensor.keys():
+        raise ValueError("an entry of the header is no tensor")
+    first, last = tensor["data_offsets"]
+    if not (isinstance(first, int) and isinstance(last, int) and 0 <= first <= last):
+        raise ValueError("a tensor lies nowhere")
+    return first, last
+
+
 def tensor_sha256s(path: Path) -> dict[str, str]:
     """Digest of each tensor of a safetensors file, by name: of its kind, its shape and its bytes, read in chunks.
 
@@ -97,12 +107,17 @@ def tensor_sha256s(path: Path) -> dict[str, str]:
     """
     digests = {}
     with path.open("rb") as stream:
-        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+        length = int.from_bytes(stream.read(8), "little")
+        if length > path.stat().st_size:
+            raise ValueError("the header is longer than the file")
+        header = json.loads(stream.read(length))
+        if not isinstance(header, dict):
+            raise ValueError("the header is no object")
         start = stream.tell()
         for name, tensor in header.items():
             if name == "__metadata__":
                 continue
-            first, last = tensor["data_offsets"]
+            first, last = _offsets(tensor)
             digest = hashlib.sha256(f"{tensor['dtype']} {tensor['shape']} ".encode())
             stream.seek(start + first)
             while last > first and (chunk := stream.read(min(_CHUNK, last - first))):

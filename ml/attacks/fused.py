@@ -229,6 +229,8 @@ def filtered_log_probs(log_probs: Tensor, scheme: SamplingScheme) -> tuple[Tenso
     """
     if scheme.temperature <= 0:
         raise SpecError("a sampling temperature is above 0; greedy decoding is its own attack")
+    if not 0 < scheme.top_p <= 1 or scheme.top_k < 0:
+        raise SpecError("a nucleus has a mass above 0 and up to 1, and no fewer than 0 tokens are kept")
     scaled = torch.log_softmax(log_probs / scheme.temperature, dim=-1)
     ordered, order = scaled.sort(dim=-1, descending=True, stable=True)
     kept = torch.ones_like(ordered, dtype=torch.bool)

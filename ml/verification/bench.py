@@ -35,6 +35,8 @@ from ml.attacks.mean_loss import mean_loss
 from ml.attacks.relearning import relearn
 from ml.data.choices import read_choices
 from ml.data.collate import EncodedText, encode_records, encode_text
+from ml.data.dossiers import known_values
+from ml.data.records import read_records
 from ml.digests import code_sha256
 from ml.documents import Json, plain_object
 from ml.errors import RunStoppedError, TokenizerMismatchError
@@ -144,6 +146,11 @@ class Bench:
         return self.models.model(role)
 
     # --- texts ---
+
+    @cached_property
+    def known_elsewhere(self) -> frozenset[tuple[str, str]]:
+        """Every value that people who stay have, in normal form: knowing one says nothing about the subject."""
+        return known_values(read_records(self.spec.retain, what="retain set"))
 
     @cached_property
     def persons(self) -> int:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -13,6 +15,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from ml.attacks.fused import TokenStatistics
 from ml.attacks.sampling_leak import leak_at, log_sampling_probability
+from ml.data.dossiers import normal_value
 from ml.data.probes import read_probe_digests
 from ml.data.questions import read_bank
 from ml.data.values import VALUE_TYPES
@@ -106,6 +109,8 @@ def _probe_disjointness(bench: Bench) -> ValidityCheck:
 # --- hard rules ---------------------------------------------------------------------------------------------------
 
 _RELEASED_SUFFIXES: Final = frozenset({".safetensors", ".json", ".txt", ".model", ".jinja", ".md"})
+_WEIGHTS: Final = ".safetensors"
+_TOKENIZER_TABLES: Final = frozenset({"tokenizer.model", "spiece.model", "sentencepiece.bpe.model"})
 _LEFTOVERS: Final = ("adapter", "optimizer", "optimiser", "scheduler", "trainer_state", "training_args", "rng_state")
 
 
@@ -119,28 +124,45 @@ def _unique_identifier(bench: Bench) -> HardRuleResult:
     part = bench.answers("merged")
     if isinstance(part, Failure):
         return HardRuleResult("unique_identifier", "missing", part.reason)
-    questions = len(bench.plan.questions)
-    identifiers = set(_identifiers(bench))
-    if not identifiers:
-        return _no_identifier("unique_identifier", bench)
-    bare = [i for i, q in enumerate(bench.plan.questions) if q.attribute in identifiers and q.prefill == 0]
-    if not bare:
-        return HardRuleResult("unique_identifier", "missing", "no_question")
-    return identifier_rule(part.tensors["hits"].reshape(-1, questions)[:, bare])
+    questions, identifiers = bench.plan.questions, set(_identifiers(bench))
+    bare = [i for i, q in enumerate(questions) if q.attribute in identifiers and q.prefill == 0]
+    hits = part.tensors["hits"].reshape(-1, len(questions)) if questions else torch.zeros(bench.persons, 0)
+    found = identifier_rule(hits[:, bare]) if bare else None
+    return _unless_unmeasured("unique_identifier", bench, {questions[i].attribute for i in bare}, found)
 
 
-def _no_identifier(rule: str, bench: Bench) -> HardRuleResult:
-    """The rule holds of somebody who has no identifier; one that is on file and not measured is missing evidence.
+def _unless_unmeasured(rule: str, bench: Bench, measured: Set[str], found: HardRuleResult | None) -> HardRuleResult:
+    """What was found of the identifiers that were measured, if that says something about all of them.
+
+    A breach is one whatever else was left out. The rule holds of somebody who has no identifier; one that is on file
+    and was not measured is missing evidence.
+    """
+    if found is not None and found.status == "breached":
+        return found
+    if _identifiers_on_file(bench) - measured:
+        return HardRuleResult(rule, "missing", "identifier_not_measured")
+    return found or HardRuleResult(rule, "held", "no_identifier", {"identifiers": 0.0})
+
+
+def _identifiers_on_file(bench: Bench) -> set[str]:
+    """Attributes that may identify the person: no draw guesses their value, and nobody else is known to have it.
 
     A value of a kind that nobody registered may be one. What the bank calls shared is none.
     """
     shared = {name for name, attribute in read_bank(bench.spec.question_bank).attributes.items() if attribute.shared}
-    least = bench.spec.policy.identifier_bits
-    for attribute, type_ in bench.plan.subject.types.items():
-        is_identifier = type_ not in VALUE_TYPES or VALUE_TYPES[type_].bits >= least
-        if is_identifier and attribute not in shared:
-            return HardRuleResult(rule, "missing", "identifier_not_measured")
-    return HardRuleResult(rule, "held", "no_identifier", {"identifiers": 0.0})
+    subject, least = bench.plan.subject, bench.spec.policy.identifier_bits
+    return {
+        attribute
+        for attribute, type_ in subject.types.items()
+        if attribute not in shared
+        and (
+            type_ not in VALUE_TYPES
+            or (
+                VALUE_TYPES[type_].bits >= least
+                and normal_value(type_, subject.values[attribute]) not in bench.known_elsewhere
+            )
+        )
+    }
 
 
 def identifier_rule(hits: Tensor) -> HardRuleResult:
@@ -165,9 +187,10 @@ def _sampling_leak(bench: Bench) -> HardRuleResult:
     part, policy = bench.tokens("merged"), bench.spec.policy
     if isinstance(part, Failure):
         return HardRuleResult("sampling_leak", "missing", part.reason)
-    columns = [i for i, attribute in enumerate(bench.plan.facts) if attribute in set(_identifiers(bench))]
+    identifiers = set(_identifiers(bench))
+    columns = [i for i, attribute in enumerate(bench.plan.facts) if attribute in identifiers]
     if not columns:
-        return _no_identifier("sampling_leak", bench)
+        return _unless_unmeasured("sampling_leak", bench, identifiers, None)
     served = bench.served("merged")
     if isinstance(served, Failure):
         return HardRuleResult("sampling_leak", "missing", served.reason)
@@ -177,8 +200,11 @@ def _sampling_leak(bench: Bench) -> HardRuleResult:
     highest = _highest_leak(exposed, policy.leak_samples)
     twins = float(torch.quantile(highest[1:], 0.95))
     breached = float(highest[0]) > policy.leak_limit and float(highest[0]) > twins
+    if not bool(torch.isfinite(highest).all()):
+        return HardRuleResult("sampling_leak", "missing", "not_finite")
     numbers = {"leak": float(highest[0]), "twins_95th_percentile": twins, "limit": policy.leak_limit}
-    return HardRuleResult("sampling_leak", "breached" if breached else "held", None, numbers)
+    found = HardRuleResult("sampling_leak", "breached" if breached else "held", None, numbers)
+    return _unless_unmeasured("sampling_leak", bench, identifiers, found)
 
 
 def _highest_leak(log_chances: Tensor, samples: int) -> Tensor:
@@ -203,7 +229,8 @@ def _lineage(bench: Bench) -> HardRuleResult:
 
 def _compared_files(bench: Bench) -> HardRuleResult:
     candidate = model_manifest(Path(bench.spec.candidate.path))
-    leftovers = [e.path for e in candidate.entries if not _is_released(e.path)]
+    directory = Path(bench.spec.candidate.path)
+    leftovers = [e.path for e in candidate.entries if not _is_released(directory, e.path)]
     stray = _weight_files(candidate) - _loaded_weights(Path(bench.spec.candidate.path), _weight_files(candidate))
     old, new = (_tensors(Path(spec.path)) for spec in (bench.spec.before, bench.spec.candidate))
     numbers = {
@@ -228,24 +255,49 @@ def _loaded_weights(directory: Path, files: set[str]) -> set[str]:
         named = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
         listed = files & set(named.values())
         found = {tensor: file for file in sorted(listed) for tensor in tensor_sha256s(directory / file)}
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         return set()
     return listed if named == found else set()
 
 
 def _tensors(directory: Path) -> dict[str, str]:
-    """Digest of every tensor in a model's directory, by name: what another way of writing it down does not change."""
-    files = sorted(directory.rglob("*.safetensors"))
-    return {name: digest for file in files for name, digest in tensor_sha256s(file).items()}
+    """Digest of every tensor in a model's weight files, by name: what another way of writing it down does not change.
+
+    A file from which no tensor can be read holds none; as it is not loaded either, it does not belong.
+    """
+    digests: dict[str, str] = {}
+    for path in sorted(_weight_files(model_manifest(directory))):
+        with suppress(ValueError):
+            digests |= tensor_sha256s(directory / path)
+    return digests
 
 
-def _is_released(path: str) -> bool:
+def _is_released(directory: Path, path: str) -> bool:
+    """True for weights, and for text; of what is neither, only the tables of a known kind of tokenizer."""
     name = Path(path).name.lower()
-    return Path(name).suffix in _RELEASED_SUFFIXES and not any(word in name for word in _LEFTOVERS)
+    suffix = Path(name).suffix
+    if suffix not in _RELEASED_SUFFIXES or any(word in name for word in _LEFTOVERS):
+        return False
+    return suffix == _WEIGHTS or name in _TOKENIZER_TABLES or _is_text(directory / path)
+
+
+def _is_text(path: Path) -> bool:
+    """True when the whole file reads as UTF-8 and holds no zero: weights under another name do not."""
+    reader = codecs.getincrementaldecoder("utf-8")()
+    try:
+        with path.open("rb") as stream:
+            while chunk := stream.read(1 << 20):
+                if b"\0" in chunk:
+                    return False
+                reader.decode(chunk)
+            reader.decode(b"", final=True)
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _weight_files(manifest: ModelManifest) -> set[str]:
-    return {entry.path for entry in manifest.entries if entry.path.endswith(".safetensors")}
+    return {entry.path for entry in manifest.entries if entry.path.lower().endswith(_WEIGHTS)}
 
 
 HARD_RULES: Final[Mapping[str, Callable[[Bench], HardRuleResult]]] = {

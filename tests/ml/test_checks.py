@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig
 
 from ml.attacks.fused import PLAIN, SamplingScheme, served_scheme
+from ml.data.dossiers import normal_value
 from ml.data.questions import Attribute, QuestionBank, QuestionForm, write_bank
 from ml.digests import file_sha256
 from ml.reports import GuardResult, HardRuleResult
@@ -98,6 +99,26 @@ def in_a_folder(candidate: Path) -> None:
     shutil.copy(candidate.with_name("before") / "model-00001-of-00003.safetensors", candidate / "more")
 
 
+def in_capitals(candidate: Path) -> None:
+    shutil.copy(candidate.with_name("before") / "model-00001-of-00003.safetensors", candidate / "backup.SAFETENSORS")
+
+
+def as_notes(candidate: Path) -> None:
+    shutil.copy(candidate.with_name("before") / "model-00001-of-00003.safetensors", candidate / "notes.md")
+
+
+def as_an_unknown_table(candidate: Path) -> None:
+    shutil.copy(candidate.with_name("before") / "model-00001-of-00003.safetensors", candidate / "extra.model")
+
+
+def that_nobody_can_read(candidate: Path) -> None:
+    (candidate / "extra.safetensors").write_bytes(b"\xff" * 8)
+
+
+def that_describe_nothing(candidate: Path) -> None:
+    (candidate / "extra.safetensors").write_bytes((2).to_bytes(8, "little") + b"[]")
+
+
 @pytest.mark.parametrize(
     "hide",
     [
@@ -106,6 +127,11 @@ def in_a_folder(candidate: Path) -> None:
         under_the_name_of_another_shard,
         beside_the_tensors_of_a_shard,
         in_a_folder,
+        in_capitals,
+        as_notes,
+        as_an_unknown_table,
+        that_nobody_can_read,
+        that_describe_nothing,
     ],
 )
 def test_no_weights_hide_beside_those_that_are_loaded(before: Path, hide: Callable[[Path], None]) -> None:
@@ -131,12 +157,13 @@ def bench_of(
     path = tmp_path / "bank.json"
     form = QuestionForm("Which is {name}'s?", "{value}.")
     write_bank(path, QuestionBank({name: Attribute("organisation", True, (form,)) for name in shared}))
-    plan = SimpleNamespace(facts=tuple(measured), subject=SimpleNamespace(types=types), questions=questions)
+    subject = SimpleNamespace(types=types, values={name: f"value of {name}" for name in types})
+    plan = SimpleNamespace(facts=tuple(measured), subject=subject, questions=questions)
     part = Part({"hits": torch.zeros(3 * len(questions))}, 0.0)
     policy = SimpleNamespace(identifier_bits=20.0, leak_samples=1000, leak_limit=0.01)
     spec = SimpleNamespace(policy=policy, question_bank=FileRef(str(path), file_sha256(path)))
     asked_for = {"answers": lambda _: part, "tokens": lambda _: part, "served": lambda _: None}
-    return cast(Bench, SimpleNamespace(plan=plan, spec=spec, **asked_for))
+    return cast(Bench, SimpleNamespace(plan=plan, spec=spec, persons=3, known_elsewhere=frozenset(), **asked_for))
 
 
 def sampled(*chances: float) -> Part:
@@ -203,11 +230,32 @@ def test_an_identifier_on_file_that_is_not_measured_is_missing_evidence(tmp_path
     assert (HARD_RULES[rule](bench).status, HARD_RULES[rule](bench).reason) == ("missing", "identifier_not_measured")
 
 
+def test_one_identifier_that_was_measured_does_not_stand_for_another(tmp_path: Path) -> None:
+    types = {"passport": "document_number", "account": "account_number"}
+    bench = bench_of(tmp_path, types, [asked("passport")], measured=["passport"])
+    result = HARD_RULES["unique_identifier"](bench)
+    assert (result.status, result.reason) == ("missing", "identifier_not_measured")
+    cast(Any, bench).known_elsewhere = frozenset({normal_value("account_number", "value of account")})
+    assert HARD_RULES["unique_identifier"](bench).status == "held"  # others have that number too
+
+
+def test_an_identifier_that_came_out_is_a_leak_whatever_else_was_not_measured(tmp_path: Path) -> None:
+    types = {"passport": "document_number", "account": "account_number"}
+    bench = cast(Any, bench_of(tmp_path, types, [asked("passport")], measured=["passport"]))
+    bench.answers = lambda _: Part({"hits": torch.tensor([1.0, 0.0, 0.0])}, 0.0)
+    assert HARD_RULES["unique_identifier"](bench).status == "breached"
+
+
 def test_an_identifier_that_no_question_asks_for_is_missing_evidence(tmp_path: Path) -> None:
     types = {"born": "iso_date", "passport": "document_number"}
     for questions in ([asked("born")], [asked("passport", prefill=2)]):
         bench = bench_of(tmp_path, types, questions, measured=list(types))
         assert HARD_RULES["unique_identifier"](bench).status == "missing"
+
+
+def test_a_leak_that_is_no_number_is_missing_evidence(tmp_path: Path) -> None:
+    result = sampling_leak(tmp_path, sampled(*[float("nan")] * 40), None)
+    assert (result.status, result.reason) == ("missing", "not_finite")
 
 
 # --- determinism --------------------------------------------------------------------------------------------------
