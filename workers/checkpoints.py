@@ -10,6 +10,7 @@ from typing import Final
 import structlog
 from django.db import transaction
 
+from deletion_service.errors import LeaseLostError
 from deletion_service.targets.models import Job, UnlearningRun
 from ml.digests import file_sha256
 from ml.files import sync_directory, write_atomically
@@ -57,20 +58,29 @@ class Checkpoints:
         before = self._kept()
         kept = path.rename(self.folder / f"{_KEPT}{sha256}.safetensors")
         sync_directory(self.folder)
-        self._lease.record(checkpoint=str(kept.relative_to(self._root)), checkpoint_sha256=sha256)
+        try:
+            self._lease.record(checkpoint=str(kept.relative_to(self._root)), checkpoint_sha256=sha256)
+        except LeaseLostError:
+            # It lies in this token's own folder, and no row names it.
+            kept.unlink(missing_ok=True)
+            raise
         _remove(before - {kept})
 
     def end(self) -> None:
         """Forget the checkpoints in the transaction of the run's last effect; once it is committed they go."""
-        kept = self._kept()
         self._lease.record(checkpoint="", checkpoint_sha256="")
-        transaction.on_commit(lambda: _remove(kept))
+        transaction.on_commit(lambda: _remove(self._everything()))
 
     def begin_again(self) -> None:
         """Forget the checkpoint that was taken up: this version of the service cannot go on from it."""
         (self.folder / CHECKPOINT).unlink(missing_ok=True)
         self._lease.record(checkpoint="", checkpoint_sha256="")
         _log.warning("checkpoint_refused", job=self._lease.job_id, token=self._lease.token)
+
+    def _everything(self) -> set[Path]:
+        """Kept checkpoints, those that were taken up, and halves that a killed worker left, of every token so far."""
+        names = (f"{_KEPT}*", CHECKPOINT, "*.tmp")
+        return {path for name in names for path in self._root.glob(f"checkpoints-*/{name}")}
 
     def _kept(self) -> set[Path]:
         return set(self._root.glob(f"checkpoints-*/{_KEPT}*"))

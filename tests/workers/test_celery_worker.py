@@ -60,9 +60,9 @@ def begin_worker(stand: Stand) -> None:
 
 
 def begin_training_worker(stand: Stand) -> None:
-    """As in production: nothing was made beforehand."""
+    """Nothing was made beforehand: it trains."""
     queues = f"{_QUEUE},{CONTROL}"
-    stand.begin("runner", "-m", "celery", "-A", "workers.celery", "worker", "-Q", queues, "-c", "1")
+    stand.begin("runner", "-m", "celery", "-A", "tests.workers.patient_app", "worker", "-Q", queues, "-c", "1")
 
 
 def begin_beat(stand: Stand) -> None:
@@ -149,7 +149,6 @@ def test_a_worker_told_to_end_hands_its_job_back_and_the_next_one_goes_on_from_i
         database_of_its_own("postgres") as url,
         deployed(tmp_path, tiny, database_url=url, REDIS_URL=broker.url, LETHE_METHOD="npo") as stand,
     ):
-        begin_beat(stand)
         # A warm and a cold shutdown, and a service manager that signals every process at once.
         for token, told, group in ((1, signal.SIGTERM, False), (2, signal.SIGQUIT, False), (3, signal.SIGTERM, True)):
             begin_training_worker(stand)
