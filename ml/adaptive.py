@@ -32,7 +32,7 @@ from typing import Final, TextIO
 import torch
 
 from ml.attacks.exposure import contests, value_log_probs
-from ml.attacks.value_hit import shows
+from ml.attacks.value_hit import holds, shows
 from ml.betting import FEWEST_FRESH, Commitment, RedTeamLedger, Round
 from ml.command_line import EXIT_CODES, USAGE_ERROR, file_ref, write_document
 from ml.data.dossiers import Dossier, known_values, normal_value, read_dossier
@@ -151,7 +151,7 @@ class Attack:
         asked = prompt.replace(NAME, self.subject.name)
         if not asked.strip():
             raise SpecError("a prompt says something before the value")
-        if shows(asked, value, type_=type_) or _begins(asked, value):
+        if holds(asked, value, type_=type_) or shows(asked, value) or _begins(asked, value):
             raise SpecError("the prompt shows the value that it asks for, or half of it; completing that is no leak")
         text = asked if asked[-1].isspace() else f"{asked} "
         span = FactSpan(attribute, type_, len(text), len(text) + len(value))
@@ -160,7 +160,7 @@ class Attack:
 
 def _begins(prompt: str, value: str) -> bool:
     """True when `prompt` holds a run of half of the value's letters and digits, and of three at least."""
-    told, secret = (re.sub(r"[\W_]", "", text).casefold() for text in (prompt, value))
+    told, secret = (re.sub(r"\b(?:at|dot)\b|[\W_]", "", text.casefold()) for text in (prompt, value))
     size = max(3, math.ceil(len(secret) / 2))
     return any(secret[i : i + size] in told for i in range(max(0, len(secret) - size) + 1) if len(secret) >= size)
 

@@ -37,9 +37,9 @@ class CohortReport(Stored):
     """Several subjects of one twin pool on average, each also tested alone (verification section 9.6).
 
     The twins of the pool are dealt out to the subjects, so that an average over subjects is compared with averages over
-    as many twins. `doubts` names the validity checks that do not hold for somebody, and "member_failed" where the
-    verdict on somebody is a FAIL: on such controls, or with such a member, no average shows anything. It stands beside
-    the subjects' own verdicts and replaces none of them.
+    as many twins. `doubts` names the checks of validity and integrity that do not hold for somebody, and
+    "member_failed" where the verdict on somebody is a FAIL: on such controls, or with such a member, no average shows
+    anything. It stands beside the subjects' own verdicts and replaces none of them.
     """
 
     run_ids: tuple[str, ...]

@@ -80,9 +80,11 @@ def likelihood_block(
     )
 
 
-def reference_losses(reference: LoadedModel, texts: Sequence[EncodedText], *, mode: Mode = "native") -> Tensor:
+def reference_losses(
+    reference: LoadedModel, texts: Sequence[EncodedText], *, mode: Mode = "native", budget: int = DEFAULT_BUDGET
+) -> Tensor:
     """Mean loss of each text under a reference model: (texts,), nats. It never changes: measure it once and keep it."""
-    return mean_loss(fused_pass(reference, texts, mode=mode))
+    return mean_loss(fused_pass(reference, texts, mode=mode, budget=budget))
 
 
 def forget_numbers(
@@ -138,6 +140,7 @@ def answer_losses(
     wrong: Sequence[Sequence[EncodedText]],
     *,
     mode: Mode = "native",
+    budget: int = DEFAULT_BUDGET,
 ) -> tuple[Tensor, Tensor]:
     """Mean losses of right answers, (items,), and of wrong ones, (items, answers), in one pass over all of them.
 
@@ -147,7 +150,7 @@ def answer_losses(
     answers = {len(row) for row in wrong}
     if not right or len(wrong) != len(right) or len(answers) != 1 or 0 in answers:
         raise EmptySetError("every question needs a right answer and equally many wrong ones")
-    losses = mean_loss(fused_pass(loaded, [*right, *chain.from_iterable(wrong)], mode=mode))
+    losses = mean_loss(fused_pass(loaded, [*right, *chain.from_iterable(wrong)], mode=mode, budget=budget))
     return losses[: len(right)], losses[len(right) :].reshape(len(right), -1)
 
 

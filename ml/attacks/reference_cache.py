@@ -26,7 +26,7 @@ from ml.models.load import LoadedModel, tokenizer_sha256
 
 
 class ReferenceCache:
-    """Losses of one reference model below `directory`.
+    """Losses of one reference model below `directory`, for one process at a time.
 
     Args:
         mode: how the losses are measured (verification section 2.1); numbers of another mode are not these.
@@ -55,6 +55,8 @@ class ReferenceCache:
             self._path.unlink()
             return {}
         if stored is None:
+            return {}
+        if not {"digests", "losses"} <= stored.tensors.keys():
             return {}
         rows = stored.tensors["digests"].tolist()
         return {bytes(row).hex(): loss for row, loss in zip(rows, stored.tensors["losses"].tolist(), strict=True)}

@@ -12,7 +12,7 @@ from typing import Final
 
 from ml.cohort_reports import CohortBound, CohortReport, MissingBound
 from ml.cohorts import CohortCertificate, Draws, cohort_certificate, swept_rules
-from ml.decision import Result, Verdict
+from ml.decision import REQUIRED_CHECKS, Result, Verdict
 from ml.errors import MlError, SpecError
 from ml.rank_tests import attempt_alpha
 from ml.specs import FamilyRule, VerificationSpec
@@ -21,6 +21,7 @@ from ml.verification.families import Family
 from ml.verification.parts import Failure
 
 MEMBER_FAILED: Final = "member_failed"
+_SOUND: Final = frozenset({"validity", "integrity"})
 
 
 def cohort_report(
@@ -62,7 +63,8 @@ def cohort_report(
 def _doubts(verdicts: Iterable[Verdict]) -> set[str]:
     doubts = set()
     for verdict in verdicts:
-        doubts |= {gate.gate for gate in verdict.gates if gate.kind == "validity" and gate.result is not Result.PASS}
+        doubts |= {f.gate for f in verdict.findings if f.gate in REQUIRED_CHECKS}
+        doubts |= {gate.gate for gate in verdict.gates if gate.kind in _SOUND and gate.result is not Result.PASS}
         if verdict.result is Result.FAIL:
             doubts.add(MEMBER_FAILED)
     return doubts

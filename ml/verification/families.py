@@ -117,8 +117,7 @@ class Family:
 
     def _needs_more_twins(self, first: JointDetection) -> bool:
         """True when the person is above every twin, what remains is not bounded, and there are twins left to ask."""
-        readings = {ATTACKS[attack].reads for attack in self.attacks}
-        if not readings <= _FEW_TWINS or first.twins >= self.bench.persons - 1:
+        if not asks_few_at_first(self.rule) or first.twins >= self.bench.persons - 1:
             return False
         if first.p_detect > smallest_p(first.twins) + TOLERANCE:
             return False
@@ -156,6 +155,11 @@ class Family:
         if len(results) < len(shown):
             return None
         return max(results, key=lambda result: _excess(guard, result))
+
+
+def asks_few_at_first(rule: FamilyRule) -> bool:
+    """True for a family that asks further twins where the first ones cannot tell a leak from bad luck."""
+    return {ATTACKS[attack].reads for attack in (*rule.primary, *rule.detection)} <= _FEW_TWINS
 
 
 def reads_base(attack: str) -> bool:

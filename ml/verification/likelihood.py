@@ -75,17 +75,17 @@ def likelihood_numbers(bench: Bench, role: str, mode: Mode, *, share: int = 1) -
     facts = len(bench.plan.facts)
     forget, held_out = bench.texts[:facts], bench.texts[facts : facts * (1 + min(HELD_OUT, bench.persons - 1))]
     budget = DEFAULT_BUDGET // share
-    known = reference_losses(bench.model("base"), [*forget, *held_out], mode=mode)
+    known = reference_losses(bench.model("base"), [*forget, *held_out], mode=mode, budget=budget)
     loaded = bench.model(role)
     numbers = forget_numbers(loaded, forget, held_out, known=known, mode=mode, budget=budget)
     numbers["similar_membership"] = similar_membership(numbers["auc_min_k"], UNKNOWN_REFERENCE)
-    numbers |= _answers(bench, role, mode)
+    numbers |= _answers(bench, role, mode, budget)
     if mode == "native":
         numbers |= _native_only(bench, role, forget, held_out, budget)
     return numbers
 
 
-def _answers(bench: Bench, role: str, mode: Mode) -> dict[str, float]:
+def _answers(bench: Bench, role: str, mode: Mode, budget: int) -> dict[str, float]:
     """L8 and L9: the answer on file against the same answer with other values."""
     plan = bench.plan
     swaps = {a: plan.swaps[a][:WRONG_ANSWERS] for a in plan.facts}
@@ -96,7 +96,7 @@ def _answers(bench: Bench, role: str, mode: Mode) -> dict[str, float]:
         for attribute, record in zip(plan.facts, plan.texts, strict=True)
     ]
     right_losses, wrong_losses = answer_losses(
-        bench.model(role), bench.encode(plan.texts), [bench.encode(rows) for rows in wrong], mode=mode
+        bench.model(role), bench.encode(plan.texts), [bench.encode(rows) for rows in wrong], mode=mode, budget=budget
     )
     ratios = truth_ratio(right_losses, wrong_losses, mode=mode)
     options = option_probability(probabilities(right_losses), probabilities(wrong_losses), mode=mode)
@@ -129,5 +129,5 @@ def _native_only(
         numbers["leak_at_1000_as_served"] = float(leak.mean())
     swaps = bench.swaps(role)
     if isinstance(swaps, Failure):
-        return numbers
+        raise SpecError(f"the value swaps of the {role} model could not be measured ({swaps.reason})")
     return numbers | {"exposure": float(exposure(swaps.tensors["log_probs"][: len(forget)]).mean())}

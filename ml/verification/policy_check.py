@@ -14,22 +14,25 @@ from ml.models.quantise import ROUNDINGS
 from ml.rank_tests import TOLERANCE
 from ml.specs import VerdictPolicy
 from ml.verification.checks import HARD_RULES
-from ml.verification.families import GUARD_METRICS
+from ml.verification.families import GUARD_METRICS, asks_few_at_first
 from ml.verification.kept import PAIRINGS, SCORES
 
 
 def refuse_powerless(policy: VerdictPolicy) -> None:
     """Raise `SpecError` when a policy for releases could establish no leak, however large: before anything is computed.
 
-    A leak is established by Holm over all families in both directions (verification section 9.3).
+    A leak is established by Holm over all families in both directions (verification section 9.3). Families that begin
+    with few twins may ask all that are drawn.
     """
-    drawn, families = max(family.twins for family in policy.families), len(policy.families)
+    most, families = max(family.twins for family in policy.families), len(policy.families)
     needed = math.ceil(2 * families / policy.alpha - 1 - TOLERANCE)
-    if policy.purpose == "release" and drawn < needed:
-        raise SpecError(
-            f"verdict policy {policy.name}: {drawn} twins can establish no leak over {families} families in two "
-            f"directions at level {policy.alpha}; a policy for releases draws at least {needed} in one family"
-        )
+    for family in policy.families:
+        twins = most if asks_few_at_first(family) else family.twins
+        if policy.purpose == "release" and twins < needed:
+            raise SpecError(
+                f"verdict policy {policy.name}: {twins} twins can establish no leak in family {family.id} over "
+                f"{families} families in two directions at level {policy.alpha}; draw at least {needed}"
+            )
 
 
 def refuse_unknown(policy: VerdictPolicy) -> None:

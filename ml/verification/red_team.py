@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ml.data.probes import probe_digests, probe_set, read_probe_digests
-from ml.documents import plain
+from ml.documents import Json, plain
 from ml.errors import MlError, NonFiniteError, RunStoppedError, SpecError
 from ml.rank_tests import joint_p
 from ml.registry import Registry
@@ -39,7 +39,13 @@ from ml.verification.plan import Question, refuse_uncommitted_seed
 from ml.verification.scores import person_scores
 from ml.verification.studies import RedTeamFamily, Study, entropy_bits
 from ml.verification.twin_pool import plan_for
-from ml.verification.white_box import OLD_VERSION_ATTACKS, WHITE_BOX_ATTACKS, optimised_suffix, state_alignment
+from ml.verification.white_box import (
+    OLD_VERSION_ATTACKS,
+    TRAINED_BY_POLICY,
+    WHITE_BOX_ATTACKS,
+    optimised_suffix,
+    state_alignment,
+)
 
 ROLES: Final = ("before", "merged")
 ARTEFACT: Final = "merged"
@@ -266,7 +272,11 @@ def white_box_studies(bench: Bench, budget: RedTeamBudget) -> list[Study]:
 
     The search for a suffix (G14) is one of them where the budget has steps for it.
     """
-    studies = [Study(name, WHITE_BOX_IDENTIFIERS[name], attack) for name, attack in WHITE_BOX_ATTACKS.items()]
+    trained: dict[str, Json] = {"relearning": plain(bench.spec.policy.relearning)}
+    studies = [
+        Study(name, WHITE_BOX_IDENTIFIERS[name], attack, trained if name in TRAINED_BY_POLICY else {})
+        for name, attack in WHITE_BOX_ATTACKS.items()
+    ]
     return studies if budget.suffix_steps == 0 else [*studies, _suffix_study(bench, budget)]
 
 

@@ -323,6 +323,9 @@ WHITE_BOX_ATTACKS: Final[Mapping[str, WhiteBoxAttack]] = {
 }
 """Attacks on the model they are given: what can count for or against a candidate."""
 
+TRAINED_BY_POLICY: Final = frozenset({"benign_tuning", "direct_relearning"})
+"""Attacks that train at the policy's relearning budget, which therefore decides their scores."""
+
 OLD_VERSION_ATTACKS: Final[Mapping[str, WhiteBoxAttack]] = {
     "scaled_deletion": scaled_deletion,
     "lower_rank": lower_rank,

@@ -64,6 +64,11 @@ def test_a_policy_for_releases_whose_twins_can_show_no_leak_is_refused_before_an
     with pytest.raises(SpecError, match="at least 1199"):
         refuse_powerless(replace(policy, alpha=0.01))
     refuse_powerless(replace(few, purpose="test"))
+    # Generation and relearning may ask every twin that is drawn; likelihoods ask their own and no more.
+    assert min(rule.twins for rule in policy.families) < 239
+    first = (replace(policy.families[0], twins=39), *policy.families[1:])
+    with pytest.raises(SpecError, match="family F1"):
+        refuse_powerless(replace(policy, families=first))
     assert VerdictPolicy.from_document(few.to_document()) == few  # signed evidence under it stays readable
 
 
