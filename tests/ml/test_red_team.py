@@ -434,6 +434,18 @@ def test_weights_that_know_her_are_found_from_inside_and_those_of_a_retrained_mo
     assert _after(stand.attack(stand.tiny.gold)) is Result.PASS
 
 
+def test_what_trains_at_the_policys_budget_is_kept_under_that_budget(stand: Stand) -> None:
+    """A policy that relearns more must not find the scores of one that relearned less."""
+    spec = stand.spec(stand.tiny.gold)
+    harder = replace(POLICY, relearning=replace(POLICY.relearning, epochs=POLICY.relearning.epochs + 1))
+    keys = []
+    for policy in (POLICY, harder):
+        changed = replace(spec, policy=policy)
+        bench = Bench(changed, make_plan(changed), on_progress=lambda _: None, should_stop=lambda: False)
+        keys.append({study.name: study.depends for study in red_team.white_box_studies(bench, BUDGET)})
+    assert {name for name in keys[0] if keys[0][name] != keys[1][name]} == {"benign_tuning", "direct_relearning"}
+
+
 def test_a_suffix_is_searched_where_the_budget_has_steps_for_it(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(red_team, "WHITE_BOX_ATTACKS", {})
     monkeypatch.setattr(red_team, "RED_TEAM", _only("F8"))

@@ -107,6 +107,7 @@ def test_a_worker_that_was_replaced_records_nothing_and_removes_nothing_of_its_s
     second.keep(written(second, "after step 50"))
     with pytest.raises(LeaseLostError):
         first.keep(written(first, "a zombie's"))
+    assert "a zombie's" not in [file.read_text() for file in kept(work)]
     assert found(begun()) == "after step 50"
 
 
@@ -137,6 +138,18 @@ def test_the_last_effect_of_a_run_takes_its_checkpoints_along_when_it_is_committ
         checkpoints.end()
         assert len(kept(work)) == 1
     assert (kept(work), Job.objects.get().checkpoint) == ([], "")
+
+
+def test_nothing_that_was_trained_stays_behind(work: Path, django_capture_on_commit_callbacks: Any) -> None:
+    """What was taken up and never kept again, and the half of a file that a killed worker was writing."""
+    first = begun()
+    first.keep(written(first, "after step 25"))
+    (first.folder / f"{CHECKPOINT}.tmp").write_text("half of")
+    second = begun()
+    assert found(second) == "after step 25"
+    with django_capture_on_commit_callbacks(execute=True):
+        second.end()
+    assert [path for path in work.rglob("*") if path.is_file()] == []
 
 
 def test_a_version_that_cannot_go_on_from_a_checkpoint_begins_again(
