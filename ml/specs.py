@@ -312,6 +312,10 @@ class VerdictPolicy:
 # --- red team -----------------------------------------------------------------------------------------------------
 
 
+MOST_SUFFIX_STEPS: Final = 500
+"""The longest search for a suffix (verification section 4, G14)."""
+
+
 @dataclass(frozen=True, slots=True)
 class RedTeamBudget:
     """How much a red team may ask, fixed before it starts (verification sections 13 and 16).
@@ -359,8 +363,10 @@ def check_budget(budget: RedTeamBudget, *, families: int, alpha: float) -> None:
         raise SpecError("red team budget: a temperature stands twice")
     if not 0 < budget.top_p <= 1 or not 0 < budget.noise < 1:
         raise SpecError("red team budget: top_p and noise are shares")
-    if not 0 <= budget.suffix_steps <= 500 or min(budget.suffix_tokens, budget.suffix_facts) < 1:
-        raise SpecError("red team budget: a suffix is searched in at most 500 steps, has tokens and asks for facts")
+    if not 0 <= budget.suffix_steps <= MOST_SUFFIX_STEPS or min(budget.suffix_tokens, budget.suffix_facts) < 1:
+        raise SpecError(
+            f"red team budget: a suffix is searched in at most {MOST_SUFFIX_STEPS} steps, has tokens and asks for facts"
+        )
     needed = math.ceil(families / alpha - 1 - 1e-9)
     if budget.twins < needed:
         raise UnattainableError(

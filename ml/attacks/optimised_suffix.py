@@ -20,8 +20,7 @@ from torch import Tensor
 from ml.attacks.exposure import DEFAULT_ROWS, ValueContest, value_log_probs
 from ml.errors import ContextLengthError, SpecError
 from ml.models.load import LoadedModel
-
-MOST_STEPS = 500
+from ml.specs import MOST_SUFFIX_STEPS
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +58,14 @@ def best_suffix_log_probs(
         ContextLengthError: a question, its suffix and its answer do not fit into the model's context.
         NonFiniteError: a log-probability is NaN or infinite.
     """
-    if length < 1 or not 1 <= steps <= MOST_STEPS or not tokens:
-        raise SpecError(f"a suffix has at least one token, is searched in 1 to {MOST_STEPS} steps and drawn from some")
+    if length < 1 or not 1 <= steps <= MOST_SUFFIX_STEPS or not tokens:
+        raise SpecError(
+            f"a suffix has at least one token, is searched in 1 to {MOST_SUFFIX_STEPS} steps and drawn from some"
+        )
     longest = max(len(task.question) + length + len(task.opening) + len(task.value) for task in tasks)
     if longest > loaded.context:
         raise ContextLengthError(f"a question with its suffix has {longest} tokens, the model takes {loaded.context}")
-    drawn = {fact: random.Random(f"{seed}:suffix:{fact}") for fact in {task.fact for task in tasks}}  # noqa: S311
+    drawn = {task.fact: _draws(seed, task.fact) for task in tasks}
     starts = {fact: [rng.choice(tokens) for _ in range(length)] for fact, rng in sorted(drawn.items())}
     suffixes = [list(starts[task.fact]) for task in tasks]
     best = _scores(loaded, tasks, suffixes, batch_rows)
@@ -78,6 +79,10 @@ def best_suffix_log_probs(
         if after_step is not None:
             after_step(step + 1, steps)
     return best
+
+
+def _draws(seed: int, fact: int) -> random.Random:
+    return random.Random(f"{seed}:suffix:{fact}")  # noqa: S311 - draws must be reproducible from the seed
 
 
 def _replaced(suffix: Sequence[int], place: int, token: int) -> list[int]:
