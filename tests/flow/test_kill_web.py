@@ -63,6 +63,7 @@ def pressing(browser: Browser, button: str, **fields: str) -> Send:
 
     def send(die: str) -> None:
         browser._http.headers["X-Die"] = die
+        browser._form(button)  # a page that offers nothing to press is no answer: it says so itself
         with suppress(DemoError):
             browser.send(button, **fields)
 
