@@ -66,6 +66,7 @@ class Attack:
     others: Sequence[Record]
     seed: int
     fresh: int = FEWEST_FRESH
+    locale: str = "en"
     ledger: RedTeamLedger = field(init=False)
     _factory: StrangerFactory = field(init=False)
     _rounds: list[AdaptiveRound] = field(init=False, default_factory=list)
@@ -76,7 +77,7 @@ class Attack:
             raise SpecError(f"a round ranks the true value among at least {FEWEST_FRESH} fresh values")
         self.ledger = RedTeamLedger(seed=self.seed)
         rng = random.Random(f"{self.seed}:adaptive")  # noqa: S311 - draws must be reproducible from the seed
-        self._factory = StrangerFactory(rng, [*self.subject.records, *self.others])
+        self._factory = StrangerFactory(rng, [*self.subject.records, *self.others], locale=self.locale)
 
     def commit(self, attribute: str, prompt: str) -> Commitment:
         """Promise a round.
@@ -221,7 +222,7 @@ def _session(options: argparse.Namespace) -> Attack:
     candidate, base = (load_model(model_ref(path), device=options.device) for path in (options.model, options.base))
     if tokenizer_sha256(candidate) != tokenizer_sha256(base):
         raise SpecError("the base model reads texts as other tokens than the candidate; give the candidate's own base")
-    return Attack(candidate, base, read_dossier(subject), retain, secrets.randbits(63), options.fresh)
+    return Attack(candidate, base, read_dossier(subject), retain, secrets.randbits(63), options.fresh, options.locale)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -232,6 +233,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--retain", type=Path, required=True, help="records of people who stay, JSON Lines")
     parser.add_argument("--out", type=Path, required=True, help="new directory for adaptive.json")
     parser.add_argument("--fresh", type=int, default=39, help=f"fresh values a round, at least {FEWEST_FRESH}")
+    parser.add_argument("--locale", default="en", help="of the people: a BCP 47 tag, for kinds of values that differ")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch")
     parser.add_argument("--device", default="cpu", help="where torch computes: cpu, cuda, cuda:1, ...")
     return parser

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ml.errors import DigestMismatchError, ModelDirectoryError, SpecError
+from ml.plugins import plugin_sources
 
 _CHUNK = 1 << 20
 _LARGEST_INTEGER = 2**53 - 1
@@ -128,7 +129,7 @@ def tensor_sha256s(path: Path) -> dict[str, str]:
 
 
 def code_sha256() -> str:
-    """Digest of this library's source files, by relative path."""
+    """Digest of this library's source files, by relative path, and of a deployer's own kinds of values."""
     return _sources_sha256(leave_out=())
 
 
@@ -140,7 +141,9 @@ def computing_code_sha256() -> str:
 def _sources_sha256(*, leave_out: tuple[str, ...]) -> str:
     root = Path(__file__).parent
     names = {path.relative_to(root).as_posix(): path for path in sorted(root.rglob("*.py"))}
-    return document_sha256({name: file_sha256(p) for name, p in names.items() if name.split("/")[0] not in leave_out})
+    read = {name: path for name, path in names.items() if name.split("/")[0] not in leave_out}
+    read |= {f"{name} (kinds of values)": path for name, path in plugin_sources().items()}
+    return document_sha256({name: file_sha256(path) for name, path in read.items()})
 
 
 def verify_file(path: Path, sha256: str) -> None:

@@ -30,7 +30,18 @@ class Registry(Generic[Member]):
         """
         if name in self._members:
             raise DuplicateMemberError(f"{self.kind} {name!r} is registered twice")
+        return self._file(name)
 
+    def replace(self, name: str) -> Callable[[Member], Member]:
+        """Return a decorator that files its argument under `name` in place of the member there.
+
+        Raises:
+            UnknownMemberError: there is none.
+        """
+        self[name]
+        return self._file(name)
+
+    def _file(self, name: str) -> Callable[[Member], Member]:
         def file(member: Member) -> Member:
             self._members[name] = member
             return member

@@ -403,6 +403,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     bank_help = "question bank; without one, the questions that several retained people are asked"
     parser.add_argument("--bank", type=Path, help=bank_help)
+    parser.add_argument("--locale", default="en", help="of the people, a BCP 47 tag; a question bank states its own")
     parser.add_argument("--training-probes", type=Path, help="digests of the texts the deletion drew, JSON")
     parser.add_argument("--policy", required=True, help="name of a verdict policy, or a file of your own (.json)")
     parser.add_argument("--out", type=Path, required=True, help="directory for report, verdict and parts")
@@ -458,7 +459,7 @@ def _bank(options: argparse.Namespace) -> FileRef:
         return file_ref(options.bank)
     path = options.out / "parts" / "question_bank.json"
     path.parent.mkdir(exist_ok=True)
-    write_bank(path, bank_of(read_records(file_ref(options.retain), what="retain set")))
+    write_bank(path, bank_of(read_records(file_ref(options.retain), what="retain set"), locale=options.locale))
     return file_ref(path)
 
 

@@ -39,7 +39,7 @@ def plant_spike_ins(source: JsonlDirectorySource, *, seed: int, people: int, for
     bank = read_bank(FileRef(str(path), file_sha256(path)))
     rng = random.Random(f"spike-ins:{seed}")  # noqa: S311 - synthetic people must be reproducible, not secret
     shared = shared_values(bank, corpus)
-    factory = StrangerFactory(rng, corpus, shared_values=shared)
+    factory = StrangerFactory(rng, corpus, shared_values=shared, locale=bank.locale)
     kinds = {name: attribute.type for name, attribute in bank.attributes.items()}
     types = {name: type_ for name, type_ in kinds.items() if name in shared or type_ in VALUE_TYPES}
     if not types:

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from ml.data.questions import QuestionBank, ask
+from ml.data.synthetic import StrangerFactory
 from ml.data.values import VALUE_TYPES
 from ml.errors import RecordError, SpecError
 from ml.specs import FactSpan, Record
@@ -87,6 +88,18 @@ def shared_values(bank: QuestionBank, corpus: Iterable[Record]) -> dict[str, tup
             if fact.attribute in bank.attributes and bank.attributes[fact.attribute].shared:
                 pools.setdefault(fact.attribute, set()).add(record.value(fact))
     return {attribute: tuple(sorted(values)) for attribute, values in pools.items()}
+
+
+def strangers_of(
+    bank: QuestionBank, rng: random.Random, corpus: Sequence[Record], *, sharing: Sequence[Record] | None = None
+) -> StrangerFactory:
+    """A factory of people such as the bank asks about, none of whose own values stand in the corpus.
+
+    Args:
+        sharing: records whose people's shared values strangers may have too; those of the corpus if none are named.
+    """
+    shared = shared_values(bank, corpus if sharing is None else sharing)
+    return StrangerFactory(rng, corpus, shared_values=shared, locale=bank.locale)
 
 
 def paraphrases(dossier: Dossier, bank: QuestionBank, attributes: Collection[str]) -> tuple[Record, ...]:

@@ -23,6 +23,7 @@ from ml.specs import FactSpan, FileRef, Record
 
 MOST_FORMS: Final = 12
 FEWEST_ASKED: Final = 3
+_LOCALE: Final = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +49,11 @@ class Attribute:
 
 @dataclass(frozen=True, slots=True)
 class QuestionBank:
-    """All attributes of a training source, by name."""
+    """All attributes of a training source, by name, and the locale of its people: a BCP 47 tag."""
 
     attributes: Mapping[str, Attribute]
     schema_version: int = 1
+    locale: str = "en"
 
 
 def read_bank(ref: FileRef) -> QuestionBank:
@@ -62,6 +64,8 @@ def read_bank(ref: FileRef) -> QuestionBank:
     except ValueError as exc:
         raise SpecError("the question bank is not JSON") from exc
     bank = read(QuestionBank, document, where="question bank")
+    if not _LOCALE.fullmatch(bank.locale):
+        raise SpecError("question bank: locale is a BCP 47 tag such as en or pt-BR")
     for name, attribute in bank.attributes.items():
         if attribute.type not in VALUE_TYPES and not attribute.shared:
             raise SpecError(f"question bank: attribute {name} has unknown value type {attribute.type!r}")
@@ -75,7 +79,7 @@ def write_bank(path: Path, bank: QuestionBank) -> None:
     path.write_text(json.dumps(plain_object(bank), ensure_ascii=False, indent=1, sort_keys=True), encoding="utf-8")
 
 
-def bank_of(records: Iterable[Record]) -> QuestionBank:
+def bank_of(records: Iterable[Record], *, locale: str = "en") -> QuestionBank:
     """Return the bank that the records themselves make: the ways in which people are asked, without the people.
 
     A form is a question and its answer with placeholders for the marked name and the one marked value. Only forms that
@@ -115,7 +119,8 @@ def bank_of(records: Iterable[Record]) -> QuestionBank:
                 tuple(found[:MOST_FORMS]),
             )
             for attribute, found in known.items()
-        }
+        },
+        locale=locale,
     )
 
 

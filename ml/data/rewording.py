@@ -48,7 +48,9 @@ def reworded_bank(bank: QuestionBank, rewrite: Rewrite) -> QuestionBank:
             found.setdefault(name, {}).setdefault(_squeezed(question), replace(form, question=question))
     if not found:
         raise SpecError("the rewriter returned no usable question; name a paraphrase or translation model")
-    return QuestionBank({name: _with(bank.attributes[name], forms) for name, forms in sorted(found.items())})
+    return replace(
+        bank, attributes={name: _with(bank.attributes[name], forms) for name, forms in sorted(found.items())}
+    )
 
 
 def _can_ask(form: QuestionForm) -> bool:

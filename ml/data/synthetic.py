@@ -10,7 +10,7 @@ import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from ml.data.values import VALUE_TYPES
+from ml.data.values import VALUE_TYPES, DrawsAlike, ValueType
 from ml.errors import RecordError
 from ml.specs import FactSpan, Record
 
@@ -32,6 +32,7 @@ class StrangerFactory:
     Args:
         corpus: every record whose values must not be drawn again.
         shared_values: per shared attribute, the pool that strangers draw from instead of inventing one.
+        locale: of the people, a BCP 47 tag, for kinds of values that differ from place to place.
     """
 
     def __init__(
@@ -53,22 +54,31 @@ class StrangerFactory:
             for start, end in record.name_spans:
                 self._taken.add(("person_name", VALUE_TYPES["person_name"].normalise(record.text[start:end])))
 
-    def value(self, attribute: str, type_: str) -> str:
-        """Draw a value nobody in the corpus has, or one of the pool of a shared attribute."""
+    def value(self, attribute: str, type_: str, *, like: str | None = None) -> str:
+        """Draw a value nobody in the corpus has, or one of the pool of a shared attribute.
+
+        Args:
+            like: draw one about as common as this, where the kind knows which are.
+        """
         if attribute in self._shared:
             return self._rng.choice(self._shared[attribute])
         kind = VALUE_TYPES[type_]
         for _ in range(_TRIES):
-            drawn = kind.sample(self._rng, locale=self._locale)
+            drawn = self._drawn(kind, like)
             key = (type_, kind.normalise(drawn))
             if key not in self._taken:
                 self._taken.add(key)
                 return drawn
         raise RecordError(f"value type {type_} has too few values left to draw a fresh one")
 
-    def stranger(self, person: str, attributes: Mapping[str, str]) -> Stranger:
-        """Draw a person with one fresh value for each attribute (name -> value type)."""
-        name = self.value("", "person_name")
+    def _drawn(self, kind: ValueType, like: str | None) -> str:
+        if like is not None and isinstance(kind, DrawsAlike):
+            return kind.sample_like(like, self._rng, locale=self._locale)
+        return kind.sample(self._rng, locale=self._locale)
+
+    def stranger(self, person: str, attributes: Mapping[str, str], *, like: str | None = None) -> Stranger:
+        """Draw a person: a fresh value for each attribute (name -> value type), and a name as common as `like`."""
+        name = self.value("", "person_name", like=like)
         return Stranger(person, name, {a: self.value(a, type_) for a, type_ in sorted(attributes.items())})
 
 

@@ -1,7 +1,9 @@
 """Kinds of values: how to draw one at random, how to compare two spellings, how much there is to guess.
 
-A deployer adds a kind with `@VALUE_TYPES.register("...")`. Twins and value swaps draw from these, so a kind must
-follow the population's distribution: a value that a bag of letters can tell from a real one breaks every control.
+A deployer adds a kind with `VALUE_TYPES.register("...")`, or puts one of their own in the place of one of these with
+`VALUE_TYPES.replace("...")`, in a module that `LETHE_VALUE_KINDS` names (`ml.plugins`). Twins and value swaps draw from
+these, so a kind must follow the population's distribution: a value that a bag of letters can tell from a real one
+breaks every control. `locale` is that of the question bank (a BCP 47 tag), for kinds that differ from place to place.
 """
 
 from __future__ import annotations
@@ -13,8 +15,10 @@ import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Final, Protocol
+from typing import Final, Protocol, runtime_checkable
 
+from ml.errors import SpecError
+from ml.plugins import import_plugins
 from ml.registry import Registry
 
 
@@ -34,6 +38,15 @@ class ValueType(Protocol):
 
     def occurs(self, value: str, text: str) -> bool:
         """Whether `text` holds `value`, spelled in any way that means the same; false of a value without content."""
+        ...
+
+
+@runtime_checkable
+class DrawsAlike(Protocol):
+    """A kind some of whose values are common and others rare, such as names: who compares people draws alike."""
+
+    def sample_like(self, value: str, rng: random.Random, *, locale: str = "en") -> str:
+        """Draw a value about as common as `value`."""
         ...
 
 
@@ -373,6 +386,85 @@ class PersonName(Invented):
         return any(given in words for words in near)
 
 
+@dataclass(frozen=True, slots=True)
+class CountedNames:
+    """Names as a population has them: by locale, given and family names, each with how many people bear it.
+
+    Twins of a person with a rare name get rare names, and twins of one with a common name common ones: how familiar a
+    model finds a name says how common it is before it says anything about the person (verification section 8).
+    """
+
+    given: Mapping[str, Mapping[str, int]]
+    family: Mapping[str, Mapping[str, int]]
+    identifier: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse tables that draw nothing, and a locale that has one kind of name alone."""
+        if set(self.given) != set(self.family) or not self.given:
+            raise SpecError("counted names: every locale has given names and family names")
+        for table in (*self.given.values(), *self.family.values()):
+            if not table or min(table.values()) < 1:
+                raise SpecError("counted names: a table has names, and each has a count of at least 1")
+
+    @property
+    def bits(self) -> float:
+        """Of the locale with the fewest to guess."""
+        return min(_entropy(self.given[locale]) + _entropy(self.family[locale]) for locale in self.given)
+
+    def sample(self, rng: random.Random, *, locale: str = "en") -> str:
+        given, family = self._tables(locale)
+        return " ".join(rng.choices(list(table), list(table.values()))[0] for table in (given, family))
+
+    def sample_like(self, value: str, rng: random.Random, *, locale: str = "en") -> str:
+        """Draw a given and a family name of the bands of the first and the last word of `value`."""
+        words = value.split() or [""]
+        tables = zip((words[0], words[-1]), self._tables(locale), strict=True)
+        return " ".join(rng.choice(_as_common(word, table)) for word, table in tables)
+
+    def normalise(self, text: str) -> str:
+        return _SPELLINGS_OF_NAMES.normalise(text)
+
+    def occurs(self, value: str, text: str) -> bool:
+        return _SPELLINGS_OF_NAMES.occurs(value, text)
+
+    def _tables(self, locale: str) -> tuple[Mapping[str, int], Mapping[str, int]]:
+        """Those of the locale, or of its language alone."""
+        for tag in (locale, locale.split("-")[0]):
+            if tag in self.given:
+                return self.given[tag], self.family[tag]
+        known = ", ".join(sorted(self.given))
+        raise SpecError(f"there are no counted names for locale {locale}; known: {known}")
+
+
+_SPELLINGS_OF_NAMES: Final = PersonName((2,), first_names=True)
+FEWEST_ALIKE: Final = 20
+"""Names that a band holds at least, where the table has as many: fewer would soon be drawn twice."""
+
+
+def _entropy(table: Mapping[str, int]) -> float:
+    total = sum(table.values())
+    return -sum(count / total * math.log2(count / total) for count in table.values())
+
+
+def _as_common(word: str, table: Mapping[str, int]) -> list[str]:
+    """The names of a table whose counts are of the same power of two, or of those next to it where these are few.
+
+    A name that the table does not have is rarer than all that it has.
+    """
+    counts = {fold(name): count for name, count in table.items()}
+    band = _band(counts.get(fold(word), min(counts.values())))
+    width = 0
+    while True:
+        names = [name for name, count in table.items() if abs(_band(count) - band) <= width]
+        if len(names) >= min(FEWEST_ALIKE, len(table)):
+            return names
+        width += 1
+
+
+def _band(count: int) -> int:
+    return count.bit_length()
+
+
 def _is_shortened(given: str, family: str, text: str) -> bool:
     """An initial with a full stop before the family name, or behind it."""
     short, last = re.escape(given[0]), re.escape(family)
@@ -601,3 +693,5 @@ for _name, _kind in {
     "access_code": Pattern("##@@##"),
 }.items():
     VALUE_TYPES.register(_name)(_kind)
+
+import_plugins()

@@ -9,11 +9,11 @@ import random
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 
-from ml.data.dossiers import answered_span, paraphrases, read_dossier, shared_values
+from ml.data.dossiers import answered_span, paraphrases, read_dossier, strangers_of
 from ml.data.probes import text_sha256
 from ml.data.questions import QuestionBank
 from ml.data.records import by_person
-from ml.data.synthetic import StrangerFactory, twin_records
+from ml.data.synthetic import twin_records
 from ml.errors import SpecError
 from ml.specs import Record
 
@@ -68,12 +68,12 @@ def strangers_like(
     """
     if each < 1:
         raise SpecError("at least one stranger is drawn for each person")
-    factory = StrangerFactory(rng, [*records, *corpus], shared_values=shared_values(bank, [*records, *corpus]))
+    factory = strangers_of(bank, rng, [*records, *corpus])
     drawn = []
     for number, own in enumerate(by_person(records).values()):
         dossier = read_dossier(own)
         for index in range(each):
-            drawn += twin_records(own, factory.stranger(f"stranger-{number}-{index}", dossier.types))
+            drawn += twin_records(own, factory.stranger(f"stranger-{number}-{index}", dossier.types, like=dossier.name))
     return drawn
 
 

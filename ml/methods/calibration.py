@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from ml.data.collate import EncodedText, encode_record, token_budget_batches
-from ml.data.dossiers import read_dossier, shared_values
+from ml.data.dossiers import read_dossier, strangers_of
 from ml.data.probes import probe_digests
 from ml.data.questions import QuestionBank
 from ml.data.records import by_person
-from ml.data.synthetic import StrangerFactory, rewrite
+from ml.data.synthetic import rewrite
 from ml.digests import document_sha256
 from ml.energy import EnergyBoundary, ThinBoundaryWarning, calibrate_boundary, token_energy
 from ml.methods.method import answer_positions
@@ -81,12 +81,12 @@ def _is_telling(record: Record, bank: QuestionBank) -> bool:
 def _never_seen(
     forget: Sequence[Record], retain: Sequence[Record], bank: QuestionBank, rng: random.Random
 ) -> list[Record]:
-    factory = StrangerFactory(rng, [*forget, *retain], shared_values=shared_values(bank, retain))
+    factory = strangers_of(bank, rng, [*forget, *retain], sharing=retain)
     texts = []
     for records in by_person(forget).values():
         dossier = read_dossier(records)
         for index in range(_STRANGERS):
-            stranger = factory.stranger(f"calibration-{index}", dossier.types)
+            stranger = factory.stranger(f"calibration-{index}", dossier.types, like=dossier.name)
             texts += [rewrite(record, name=stranger.name, values=stranger.values) for record in dossier.records]
     return rng.sample(texts, min(CALIBRATION_TEXTS, len(texts)))
 

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from ml.data.collate import EncodedText, collate, encode_records, token_budget_batches
-from ml.data.dossiers import answered_span, open_facts, read_dossier, shared_values
+from ml.data.dossiers import answered_span, open_facts, read_dossier, strangers_of
 from ml.data.records import by_person
-from ml.data.synthetic import StrangerFactory, twin_records
+from ml.data.synthetic import twin_records
 from ml.errors import EmptySetError, NonFiniteError, RecordError, SpecError
 from ml.methods.method import UnlearningTask
 from ml.models.layers import blocks, final_norm, states_after
@@ -162,7 +162,7 @@ class _Asked:
 def _asked(task: UnlearningTask) -> tuple[list[_Asked], list[_Asked], list[_Asked]]:
     """Texts about the forgotten, about strangers in the same words, and about people who are kept."""
     rng = random.Random(f"output layer:{task.seed}")  # noqa: S311 - to be reproduced, not secret
-    factory = StrangerFactory(rng, [*task.forget, *task.retain], shared_values=shared_values(task.bank, task.retain))
+    factory = strangers_of(task.bank, rng, [*task.forget, *task.retain], sharing=task.retain)
     own: list[_Asked] = []
     strangers: list[_Asked] = []
     dossiers = [read_dossier(records) for records in by_person(task.forget).values()]
@@ -170,7 +170,7 @@ def _asked(task: UnlearningTask) -> tuple[list[_Asked], list[_Asked], list[_Aske
         mine = frozenset(open_facts(dossier, task.bank, task.retain))
         own += _answering(dossier.records, mine)
         for number in range(-(-STRANGERS // len(dossiers))):
-            stranger = factory.stranger(f"output-layer-{number}", dossier.types)
+            stranger = factory.stranger(f"output-layer-{number}", dossier.types, like=dossier.name)
             strangers += _answering(twin_records(dossier.records, stranger), mine)
     shared = {name for name, attribute in task.bank.attributes.items() if attribute.shared}
     everything = frozenset(fact.attribute for record in task.retain for fact in record.facts) - shared

@@ -20,9 +20,9 @@ import torch
 
 from ml.data.alignment import AlignedPair, align
 from ml.data.collate import EncodedText, encode_record
-from ml.data.dossiers import Dossier, open_facts, read_dossier, shared_values
+from ml.data.dossiers import Dossier, open_facts, read_dossier, strangers_of
 from ml.data.records import by_person
-from ml.data.synthetic import Stranger, StrangerFactory, rewrite
+from ml.data.synthetic import Stranger, rewrite
 from ml.errors import EnergyNotSeparatingError, RecordError
 from ml.methods.losses import chosen_log_probs
 from ml.methods.method import UnlearningTask, answer_positions
@@ -112,13 +112,14 @@ class Cast:
         self.task, self.boundary = task, task.boundary
         self.texts: list[str] = []
         self.rng = random.Random(f"strangers:{task.seed}")  # noqa: S311 - to be reproduced, not secret
-        self.factory = StrangerFactory(
-            self.rng, [*task.forget, *task.retain], shared_values=shared_values(task.bank, task.retain)
-        )
+        self.factory = strangers_of(task.bank, self.rng, [*task.forget, *task.retain], sharing=task.retain)
         self.dossiers = [read_dossier(records) for records in by_person(task.forget).values()]
         _refuse_unmarked(task.forget)
         types = {name: type_ for dossier in self.dossiers for name, type_ in dossier.types.items()}
-        self.strangers = [self.factory.stranger(f"stranger-{i}", types) for i in range(STRANGERS)]
+        names = [dossier.name for dossier in self.dossiers]
+        self.strangers = [
+            self.factory.stranger(f"stranger-{i}", types, like=names[i % len(names)]) for i in range(STRANGERS)
+        ]
 
     def encode(self, record: Record) -> EncodedText:
         """Tokenise a text that was made up, and remember it."""

@@ -20,7 +20,7 @@ from ml.data.dossiers import (
     open_facts,
     paraphrases,
     read_dossier,
-    shared_values,
+    strangers_of,
 )
 from ml.data.probes import probe_digests
 from ml.data.questions import QuestionBank, read_bank
@@ -125,8 +125,8 @@ def make_plan(spec: VerificationSpec) -> Plan:
     wording = choose_wording(subject, bank, retain, seed=spec.seed)
     facts = tuple(wording.contests)
     corpus = [*forget, *retain, *bystanders]
-    factory = StrangerFactory(seeded(spec.seed, "twins"), corpus, shared_values=shared_values(bank, corpus))
-    twins = draw_twins(factory, subject.types, range(1, 1 + most_twins(spec.policy)))
+    factory = strangers_of(bank, seeded(spec.seed, "twins"), corpus)
+    twins = draw_twins(factory, subject.types, range(1, 1 + most_twins(spec.policy)), alike=(subject.name,))
     swaps = draw_swaps(factory, subject.types, facts, spec.policy.swaps)
     questions = choose_questions(subject, wording.reworded, facts, limit=spec.policy.generation_prompts)
     real, blind = blind_texts([*retain, *bystanders], factory, seeded(spec.seed, "blind"))
@@ -183,12 +183,11 @@ def make_sweep_plan(
     wording = choose_wording(subject, bank, retain, seed=seeds.wording)
     facts = tuple(wording.contests)
     corpus = [*records, *retain]
-    drawn = draw_swaps(StrangerFactory(seeded(seeds.wording, "swaps"), corpus), subject.types, facts, swaps)
+    rivals = StrangerFactory(seeded(seeds.wording, "swaps"), corpus, locale=bank.locale)
+    drawn = draw_swaps(rivals, subject.types, facts, swaps)
     rival = [rewrite(wording.contests[a], values={a: swap}) for a, values in drawn.items() for swap in values]
-    factory = StrangerFactory(
-        seeded(seeds.twins, "twins"), [*corpus, *rival], shared_values=shared_values(bank, corpus)
-    )
-    twins = draw_twins(factory, subject.types, numbers)
+    factory = strangers_of(bank, seeded(seeds.twins, "twins"), [*corpus, *rival], sharing=corpus)
+    twins = draw_twins(factory, subject.types, numbers, alike=(subject.name,))
     return Plan(
         subject=subject,
         facts=facts,
@@ -234,9 +233,12 @@ def most_twins(policy: VerdictPolicy) -> int:
     return max(family.twins for family in policy.families)
 
 
-def draw_twins(factory: StrangerFactory, types: Mapping[str, str], numbers: range) -> tuple[Stranger, ...]:
-    """Draw the twins with these numbers, each with a value of every attribute."""
-    return tuple(factory.stranger(f"twin{number}", dict(types)) for number in numbers)
+def draw_twins(
+    factory: StrangerFactory, types: Mapping[str, str], numbers: range, *, alike: Sequence[str]
+) -> tuple[Stranger, ...]:
+    """Draw the twins with these numbers, each with a value of every attribute and a name as common as one of `alike`,
+    which take turns."""
+    return tuple(factory.stranger(f"twin{number}", dict(types), like=alike[number % len(alike)]) for number in numbers)
 
 
 def draw_swaps(
@@ -344,7 +346,9 @@ def blind_texts(
     for person in rng.sample(sorted(people), min(BLIND_PERSONS, len(people))):
         dossier = read_dossier(people[person])
         told = list(_one_text_per_fact(dossier, sorted(dossier.values), rng=rng).values())
-        twins = [factory.stranger(f"{person}-twin{i}", dict(dossier.types)) for i in range(BLIND_TWINS)]
+        twins = [
+            factory.stranger(f"{person}-twin{i}", dict(dossier.types), like=dossier.name) for i in range(BLIND_TWINS)
+        ]
         real.append(tuple(record.text for record in told))
         blind.append(tuple(tuple(record.text for record in twin_records(told, twin)) for twin in twins))
     return tuple(real), tuple(blind)

@@ -24,11 +24,11 @@ from ml.data.dossiers import (
     known_values,
     paraphrases,
     read_dossier,
-    shared_values,
+    strangers_of,
 )
 from ml.data.questions import QuestionBank, read_bank
 from ml.data.records import read_records, refuse_overlap
-from ml.data.synthetic import Stranger, StrangerFactory, rewrite
+from ml.data.synthetic import Stranger, rewrite
 from ml.digests import canonical_json, sha256_hex, verify_file
 from ml.documents import Stored, decimal_text, read_version
 from ml.errors import PoolMismatchError, SpecError
@@ -122,8 +122,9 @@ def draw_pool(specs: Sequence[VerificationSpec]) -> TwinPool:
     words = choose_words(pattern, shown, _fresh_for_all(pattern, people, shown, shared.bank), seed=seed)
     facts = tuple(words.contests)
     corpus = [record for person in people for record in person.records] + shared.others
-    factory = StrangerFactory(seeded(seed, "twins"), corpus, shared_values=shared_values(shared.bank, corpus))
-    twins = draw_twins(factory, pattern.types, range(1, 1 + most_twins(policy)))
+    factory = strangers_of(shared.bank, seeded(seed, "twins"), corpus)
+    names = sorted(person.name for person in people)
+    twins = draw_twins(factory, pattern.types, range(1, 1 + most_twins(policy)), alike=names)
     swaps = draw_swaps(factory, pattern.types, facts, policy.swaps)
     near = [near_people(spec, person, shared.people, shared.bank) for spec, person in zip(specs, people, strict=True)]
     attributes = tuple(sorted(pattern.types))
@@ -356,9 +357,7 @@ def pool_plans(specs: Sequence[VerificationSpec], pool: TwinPool) -> list[Plan]:
     seed = specs[0].seed
     names = [f"twin{number}" for number in range(1, 1 + len(pool.twins))]
     twins = tuple(_stranger(n, row, pool.attributes) for n, row in zip(names, pool.twins, strict=True))
-    factory = StrangerFactory(
-        seeded(seed, "blind twins"), shared.others, shared_values=shared_values(shared.bank, shared.others)
-    )
+    factory = strangers_of(shared.bank, seeded(seed, "blind twins"), shared.others)
     real, blind = blind_texts(shared.others, factory, seeded(seed, "blind"))
     asked = frozenset(pool.neighbours)
     kept = kept_texts(shared.people, shared.bank, seeded(seed, "kept"), near=asked, asked=asked)

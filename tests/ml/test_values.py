@@ -10,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ml.attacks.value_hit import value_hit
-from ml.data.values import VALUE_TYPES, Listed, stands_in
+from ml.data.synthetic import StrangerFactory
+from ml.data.values import FEWEST_ALIKE, VALUE_TYPES, CountedNames, Listed, stands_in
+from ml.errors import SpecError
 
 
 @pytest.mark.parametrize(
@@ -226,3 +228,62 @@ def test_a_listed_value_is_known_by_each_of_its_names() -> None:
     assert not places.occurs("Munich", "She lives in Vienna.")
     assert places.normalise("Muenchen") == places.normalise("Munich")
     assert places.sample(random.Random(0)) in {"Munich", "Vienna"}
+
+
+# --- names as common as a name ------------------------------------------------------------------------------------
+
+COMMON = {f"Anna{letter}": 4096 + place for place, letter in enumerate("abcdefghijklmnopqrstuvwxyz")}
+RARE = {f"Xeno{letter}": 5 for letter in "abcdefghijklmnopqrstuvwxyz"}
+COUNTED = CountedNames({"de": COMMON | RARE}, {"de": COMMON | RARE})
+
+
+@given(st.randoms(use_true_random=False), st.sampled_from(sorted(COMMON)), st.sampled_from(sorted(RARE)))
+def test_a_twin_of_a_rare_name_has_a_rare_name_and_of_a_common_one_a_common_one(
+    rng: random.Random, common: str, rare: str
+) -> None:
+    given_name, family = COUNTED.sample_like(f"{common} Maria {rare}", rng, locale="de").split()
+    assert given_name in COMMON
+    assert family in RARE
+    unheard = COUNTED.sample_like("Quirin Quast", rng, locale="de-AT").split()
+    assert set(unheard) <= set(RARE)
+
+
+def test_names_are_drawn_as_often_as_people_bear_them() -> None:
+    rng = random.Random(1)
+    drawn = [COUNTED.sample(rng, locale="de").split()[0] for _ in range(400)]
+    assert sum(name in RARE for name in drawn) < 20
+    assert len(set(drawn)) > 20
+
+
+def test_a_band_with_few_names_borrows_from_those_next_to_it() -> None:
+    few = CountedNames({"en": {"Solo": 1 << 20} | COMMON}, {"en": COMMON})
+    rng = random.Random(2)
+    drawn = {few.sample_like("Solo Annaa", rng).split()[0] for _ in range(300)}
+    assert len(drawn) >= FEWEST_ALIKE
+
+
+def test_counted_names_are_compared_as_any_name_is() -> None:
+    assert COUNTED.occurs("Clara Zo\u00eb", "It is zoe, clara!")
+    assert not COUNTED.occurs("Clara Zoe", "It is Clara Zorn.")
+    # Half of each table is drawn almost always, and evenly: a bit under log2(26) a name.
+    assert 2 * 4 < COUNTED.bits < 2 * 6
+
+
+@pytest.mark.parametrize(
+    ("given_names", "family"), [({}, {}), ({"de": {"A": 1}}, {"en": {"B": 1}}), ({"de": {}}, {"de": {"B": 1}})]
+)
+def test_tables_that_draw_nothing_are_refused(given_names: dict[str, dict[str, int]], family: object) -> None:
+    with pytest.raises(SpecError):
+        CountedNames(given_names, family)  # type: ignore[arg-type]
+
+
+def test_a_locale_without_names_is_an_error_that_lists_those_there_are() -> None:
+    with pytest.raises(SpecError, match="locale fr; known: de"):
+        COUNTED.sample(random.Random(0), locale="fr")
+
+
+def test_whoever_draws_twins_asks_for_names_like_the_persons_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(VALUE_TYPES._members, "person_name", COUNTED)
+    factory = StrangerFactory(random.Random(4), (), locale="de")
+    twins = [factory.stranger(f"t{i}", {"passport": "document_number"}, like="Xenoa Xenob") for i in range(30)]
+    assert {word for twin in twins for word in twin.name.split()} <= set(RARE)
