@@ -179,6 +179,38 @@ class EnergyPicture:
 
 
 @dataclass(frozen=True, slots=True)
+class RelearningCurve:
+    """How well the facts that are not taught are known while an attacker teaches the others again, at one moment.
+
+    Scores are mean same-context differences in nats (larger is more familiar) after each of `epochs`; the twins' are
+    given by their mean and standard deviation.
+    """
+
+    moment: Literal["before", "after"]
+    epochs: tuple[int, ...]
+    subject: tuple[float, ...]
+    twins_mean: tuple[float, ...]
+    twins_sd: tuple[float, ...]
+    twins: int
+
+
+@dataclass(frozen=True, slots=True)
+class FactRoc:
+    """How well one attack tells the subject's facts from the twins' on the model before, or on the candidate.
+
+    `twins` and `subject` are the shares of facts above falling thresholds, from 0 to 1; from one point to the next come
+    no facts of a sample, or at least `MINIMUM_BIN`. `area` is over all facts: 0.5 tells nothing.
+    """
+
+    family: str
+    attack: str
+    moment: Literal["before", "after"]
+    twins: tuple[float, ...]
+    subject: tuple[float, ...]
+    area: float
+
+
+@dataclass(frozen=True, slots=True)
 class ProbeSet:
     """A set of texts by digest: what it was for, how many, and the SHA-256 of its sorted text digests."""
 
@@ -210,6 +242,8 @@ class VerificationReport(Stored):
     environment: Mapping[str, str]
     cpu_seconds: Mapping[str, float]
     notes: tuple[str, ...] = ()
+    relearning: tuple[RelearningCurve, ...] = ()
+    rocs: tuple[FactRoc, ...] = ()
     schema_version: int = SCHEMA_VERSION
 
     @classmethod

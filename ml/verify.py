@@ -64,7 +64,7 @@ from ml.verification.bench import Bench, environment
 from ml.verification.checks import hard_rules, validity_checks
 from ml.verification.cohort import cohort_report
 from ml.verification.families import Family
-from ml.verification.groups import energies, group_summaries
+from ml.verification.groups import energies, group_summaries, relearning_curves
 from ml.verification.kept import utility_results
 from ml.verification.measure import beside, measure, roles, shares, wait_for
 from ml.verification.plan import refuse_uncommitted_seed
@@ -183,6 +183,8 @@ def _assembled(bench: Bench) -> VerificationReport:
         separation=separation,
         probe_sets=_probe_sets(bench),
         notes=_notes(bench),
+        relearning=tuple(relearning_curves(bench)),
+        rocs=tuple({(c.attack, c.moment): c for f in reversed(families.values()) for c in f.rocs()}.values()),
     )
 
 
@@ -298,13 +300,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         report = run_verification(
             spec, on_progress=print_progress, should_stop=lambda: False, processes=options.processes
         )
-        verdict, red = judge(report, spec.policy), None
+        verdict, red, gold = judge(report, spec.policy), None, None
         if options.tier == "redteam":
             red = run_red_team(
                 spec, _budget(spec.policy, options), on_progress=print_progress, should_stop=lambda: False
             )
             verdict = lowered(verdict, red_team_findings(red, report, spec.policy))
-        record(options.out, spec, report, verdict)
+        if options.gold is not None:
+            gold = _measure_gold(spec, options)
+        record(options.out, spec, report, verdict, gold=gold)
         if red is not None:
             write_document(options.out / "red_team.json", red.to_document())
             sys.stdout.write(red_team_table(red))
@@ -312,13 +316,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"{exc.code}: {exc}\n")
         return USAGE_ERROR
     sys.stdout.write(gate_table(report, verdict))
+    if gold is not None:
+        sys.stdout.write(f"gold under the same policy: {judge(gold, spec.policy).result}\n")
     return EXIT_CODES[verdict.result]
+
+
+def _measure_gold(spec: VerificationSpec, options: argparse.Namespace) -> VerificationReport:
+    """The same verification of a model that never learned from the subject; what both share is measured once."""
+    own = replace(spec, candidate=model_ref(options.gold))
+    report = run_verification(own, on_progress=print_progress, should_stop=lambda: False, processes=options.processes)
+    record(options.out / "gold", own, report, judge(report, own.policy))
+    return report
 
 
 def _verify_together(options: argparse.Namespace) -> int:
     """Draw and seal the pool, then verify every subject by it; the exit code is that of the worst verdict."""
     if options.tier == "redteam":
         raise SpecError("a red team attacks one subject at a time; name one after --subject")
+    if options.gold is not None:
+        raise SpecError("a gold model is compared for one subject at a time; name one after --subject")
     names = [f"subject-{number:02d}" for number in range(1, 1 + len(options.subject))]
     specs = [
         _spec(options, subject, run_id=f"{options.out.name}-{name}")
@@ -332,7 +348,6 @@ def _verify_together(options: argparse.Namespace) -> int:
     )
     verdicts = [judge(report, spec.policy) for spec, report in zip(specs, reports, strict=True)]
     for name, spec, report, verdict in zip(names, specs, reports, verdicts, strict=True):
-        (options.out / name).mkdir(exist_ok=True)
         record(options.out / name, spec, report, verdict)
         sys.stdout.write(f"\n{name}\n{gate_table(report, verdict)}")
     if not unattainable(specs[0].policy, specs[0].attempt):
@@ -364,12 +379,25 @@ def _budget(policy: VerdictPolicy, options: argparse.Namespace) -> RedTeamBudget
     )
 
 
-def record(directory: Path, spec: VerificationSpec, report: VerificationReport, verdict: Verdict) -> None:
-    """Write a report, the verdict on it, both as a page of pictures, and the manifest of its inputs."""
+def record(
+    directory: Path,
+    spec: VerificationSpec,
+    report: VerificationReport,
+    verdict: Verdict,
+    *,
+    gold: VerificationReport | None = None,
+) -> None:
+    """Write a report, the verdict on it, both as a page of pictures, and the manifest of its inputs.
+
+    Args:
+        gold: the same measured on a model that never learned from the person, for the page.
+    """
+    directory.mkdir(exist_ok=True)
     documents = {"report": report, "verdict": verdict, "manifest": run_manifest(spec, report)}
     for name, document in documents.items():
         write_document(directory / f"{name}.json", document.to_document())
-    (directory / "report.html").write_text(evidence_page(report, verdict, spec.policy), encoding="utf-8")
+    page = evidence_page(report, verdict, spec.policy, gold=gold)
+    (directory / "report.html").write_text(page, encoding="utf-8")
 
 
 def run_manifest(spec: VerificationSpec, report: VerificationReport) -> RunManifest:
@@ -417,6 +445,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--suffix-steps", type=int, default=0, help=suffix_help)
     reword_help = "directory of a sequence-to-sequence model in whose words the red team asks as well"
     parser.add_argument("--reword-by", type=Path, help=reword_help)
+    gold_help = "model directory that never learned from the subject: verified by the same policy, and shown beside"
+    parser.add_argument("--gold", type=Path, help=gold_help)
     parser.add_argument("--processes", type=int, choices=(1, 2), default=1, help="2: measure two models at a time")
     parser.add_argument("--device", default="cpu", help="where torch computes: cpu, cuda, cuda:1, ...")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="of the weights")

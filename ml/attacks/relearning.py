@@ -87,6 +87,7 @@ def relearn(
     *,
     seed: int,
     after_step: Callable[[int, int], None] | None = None,
+    after_epoch: Callable[[PersonalAdapters, int], None] | None = None,
 ) -> PersonalAdapters:
     """Train one adapter per person on that person's texts, all persons together.
 
@@ -94,6 +95,7 @@ def relearn(
         texts: for each person the texts of facts A; text i is about the same fact, in the same form, for everybody.
         seed: decides the adapters' start and the order of texts, alike for everybody.
         after_step: told how many of how many steps are done; may raise to stop.
+        after_epoch: shown the adapters, attached, with the number of epochs done: 0 before the first.
     Returns:
         Adapters of persons 0.. in the order of `texts`; who is trained together changes nothing.
     Raises:
@@ -102,12 +104,23 @@ def relearn(
     order = _order(len(texts[0]), budget.epochs, seed)
     adapters = PersonalAdapters(loaded.model, persons=len(texts), rank=budget.rank, seed=seed)
     optimizer = torch.optim.AdamW(adapters.parameters(), lr=budget.learning_rate, weight_decay=0.0)
+    each = len(order) // max(1, budget.epochs)
     with frozen(loaded.model), adapters.attached():
         for step, rows in enumerate(order):
+            if after_epoch is not None and step % each == 0:
+                after_epoch(adapters, step // each)
             _step(loaded, adapters, optimizer, texts, rows)
             if after_step is not None:
                 after_step(step + 1, len(order))
+        if after_epoch is not None:
+            after_epoch(adapters, budget.epochs)
     return adapters
+
+
+def watched_epochs(epochs: int) -> tuple[int, ...]:
+    """The epochs after which a relearning curve is read: none yet, powers of two, and all."""
+    powers = (2**n for n in range(epochs.bit_length()))
+    return tuple(sorted({0, *(epoch for epoch in powers if epoch <= epochs), epochs}))
 
 
 def _order(texts: int, epochs: int, seed: int) -> list[list[int]]:

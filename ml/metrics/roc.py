@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import numpy as np
 from scipy import stats
 from torch import Tensor
@@ -27,6 +29,37 @@ def auroc_interval(higher: Tensor, lower: Tensor, *, alpha: float = 0.05) -> Bou
     )
     reach = float(stats.norm.ppf(1 - alpha / 2)) * float(sum(spreads)) ** 0.5
     return Bounds(area, max(0.0, area - reach), min(1.0, area + reach))
+
+
+MOST_POINTS: Final = 40
+
+
+def roc_points(higher: Tensor, lower: Tensor, *, at_least: int) -> list[tuple[float, float]]:
+    """Shares of `lower` and of `higher` above falling thresholds: (n,) and (m,), from (0, 0) to (1, 1).
+
+    From one point to the next come no values of a sample, or `at_least` of them and a 40th part: so no point tells of a
+    single value, and every point is exact.
+
+    Raises:
+        EmptySetError: a sample has fewer values than that.
+    """
+    samples = [np.sort(sample.double().numpy()) for sample in (lower, higher)]
+    steps = [max(at_least, len(sample) // MOST_POINTS) for sample in samples]
+    if any(len(sample) < at_least for sample in samples):
+        raise EmptySetError(f"a curve needs at least {at_least} values on both sides")
+    thresholds = np.unique(np.concatenate(samples))[::-1]
+    above = np.stack([len(sample) - np.searchsorted(sample, thresholds, "left") for sample in samples], axis=1)
+    sizes = np.array([len(sample) for sample in samples])
+    points, last = [np.zeros(2, dtype=int)], np.zeros(2, dtype=int)
+    for counts in above:
+        moved, ahead = counts - last, sizes - counts
+        whole = all(
+            n == 0 or n >= step for n, step in [*zip(moved, steps, strict=True), *((n, at_least) for n in ahead)]
+        )
+        if whole and moved.any() and ahead.any():
+            points.append(counts)
+            last = counts
+    return [(float(x), float(y)) for x, y in (point / sizes for point in [*points, sizes])]
 
 
 def _placements(values: Array, others: Array) -> Array:

@@ -9,9 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 from ml.pictures.svg import (
-    GREEN,
     MARGIN,
-    ORANGE,
     OTHER,
     STYLES,
     WIDTH,
@@ -21,6 +19,8 @@ from ml.pictures.svg import (
     drawing,
     fill_of,
     line,
+    moment_key,
+    moment_line,
     patterns,
     ruler,
     shown,
@@ -144,8 +144,12 @@ def _share_below(shape: Histogram, edge: float) -> float:
     return below / sum(shape.counts)
 
 
-def roc_svg(curves: Mapping[str, Curve], *, title: str, text: str, element_id: str) -> str:
-    """Draw curves by moment: `before` solid with dots, `after` dashed with squares, chance dotted."""
+def roc_svg(curves: Mapping[str, Curve], *, title: str, text: str, element_id: str, across: str, up: str) -> str:
+    """Draw curves by moment: `before` solid with dots, `after` dashed with squares, chance dotted.
+
+    Args:
+        across, up: what the axes count, in words.
+    """
     width, height = _SIDE + _INSET + 150, _SIDE + _INSET + 14
     frame = (
         f'<rect x="{_INSET}" y="14" width="{_SIDE}" height="{_SIDE}" fill="none" stroke="currentColor" opacity="0.5"/>'
@@ -156,8 +160,8 @@ def roc_svg(curves: Mapping[str, Curve], *, title: str, text: str, element_id: s
         f"{words(_INSET - 8, 14 + (1 - tick) * _SIDE + 4, f'{tick:g}', anchor='end')}"
         for tick in (0, 0.5, 1)
     )
-    named = words(_INSET + _SIDE / 2, _SIDE + 50, "share of texts about people never seen that look known")
-    turned = f'<g transform="translate(14 {14 + _SIDE / 2}) rotate(-90)">{words(0, 0, "share about the person")}</g>'
+    named = words(_INSET + _SIDE / 2, _SIDE + 50, across)
+    turned = f'<g transform="translate(14 {14 + _SIDE / 2}) rotate(-90)">{words(0, 0, up)}</g>'
     drawn = "".join(_curve(moment, points) for moment, points in curves.items())
     return drawing(
         f"{frame}{scale}{named}{turned}{drawn}{_roc_legend(curves)}",
@@ -170,34 +174,17 @@ def roc_svg(curves: Mapping[str, Curve], *, title: str, text: str, element_id: s
 
 
 _DOTTED: Final = ' stroke-dasharray="2 4" opacity="0.7"'
-_CURVES: Final[Mapping[str, tuple[str, str]]] = {"before": (ORANGE, ""), "after": (GREEN, ' stroke-dasharray="7 4"')}
 
 
 def _curve(moment: str, points: Curve) -> str:
-    colour, dashes = _CURVES[moment]
-    places = [(_INSET + x * _SIDE, 14 + (1 - y) * _SIDE) for x, y in points]
-    joined = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-    marks = "".join(_mark(moment, x, y) for x, y in places[1:-1])
-    return f'<polyline points="{joined}" fill="none" stroke="{colour}" stroke-width="2.5"{dashes}/>{marks}'
-
-
-def _mark(moment: str, x: float, y: float) -> str:
-    colour = _CURVES[moment][0]
-    if moment == "before":
-        return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{colour}"/>'
-    return f'<rect x="{x - 4:.1f}" y="{y - 4:.1f}" width="8" height="8" fill="{colour}"/>'
+    return moment_line(moment, [(_INSET + x * _SIDE, 14 + (1 - y) * _SIDE) for x, y in points], ends=False)
 
 
 def _roc_legend(curves: Mapping[str, Curve]) -> str:
     left, rows = _INSET + _SIDE + 14, []
     for index, moment in enumerate(curves):
         y = 28 + index * 24
-        colour, dashes = _CURVES[moment]
-        stroke = f'stroke="{colour}" stroke-width="2.5"{dashes}'
-        rows.append(
-            f'<line x1="{left}" x2="{left + 36}" y1="{y}" y2="{y}" {stroke}/>{_mark(moment, left + 18, y)}'
-            f"{words(left + 44, y + 5, moment, size=14, anchor='start')}"
-        )
+        rows.append(moment_key(moment, moment, left=left, y=y))
     y = 28 + len(curves) * 24
     return (
         "".join(rows)

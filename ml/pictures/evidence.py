@@ -14,8 +14,9 @@ from typing import Final
 from ml.decision import holm_steps, is_finite
 from ml.pictures import charts, score_charts
 from ml.pictures.holm_chart import HOLM_HEAD, holm_rows, holm_summary, holm_svg
+from ml.pictures.relearning_chart import CURVE_HEAD, curve_rows, curve_summary, curve_svg
 from ml.pictures.score_charts import Bound
-from ml.reports import AttackResult, EnergyPicture, Histogram, VerificationReport
+from ml.reports import AttackResult, EnergyPicture, FactRoc, Histogram, VerificationReport
 from ml.specs import FamilyRule, VerdictPolicy
 
 MOMENTS: Final = {"before": "Before deletion", "after": "After deletion"}
@@ -183,12 +184,21 @@ def _relearning(report: VerificationReport, policy: VerdictPolicy) -> Section:
     taught = {rule.id for rule in policy.families if _teaches(rule)}
     budget = policy.relearning
     pictures = tuple(_score_pictures(row for row in report.attacks if row.family in taught))
-    notes = (
-        f"Read as above. An attacker teaches the model {budget.share:.0%} of the facts again, for {budget.epochs} "
-        "epochs, and asks for the others. The evidence holds this one budget, before and after deletion, and no curve "
-        "over budgets.",
-    )
-    return Section("relearning", "Relearning", pictures, notes if pictures else ("No relearning was measured.",))
+    notes = [
+        f"An attacker teaches the model {budget.share:.0%} of the facts again, for {budget.epochs} epochs, and asks "
+        "for the others. The verdict rests on the last epoch."
+    ]
+    if curves := report.relearning:
+        svg = curve_svg(curves, title=_CURVE_TITLE, element_id="relearning-curve")
+        drawn = Picture(_CURVE_TITLE, svg, curve_summary(curves), CURVE_HEAD, tuple(curve_rows(curves)))
+        pictures = (drawn, *pictures)
+    else:
+        notes.append("This evidence holds no curve over the epochs.")
+    said = tuple(notes) if pictures else ("No relearning was measured.",)
+    return Section("relearning", "Relearning", pictures, said)
+
+
+_CURVE_TITLE: Final = "What teaching the other facts brings back"
 
 
 def _teaches(rule: FamilyRule) -> bool:
@@ -235,25 +245,59 @@ def _of(energies: Sequence[EnergyPicture], moment: str) -> list[EnergyPicture]:
 # --- ROC ----------------------------------------------------------------------------------------------------------
 
 _ROC_TITLE: Final = "Telling the person’s texts by their energy"
-_OTHERS: Final = "Of the other attacks the evidence holds one score per person, from which no curve can be drawn."
+_COARSE: Final = "Every mark is exact; the lines between them only join them, since the evidence holds no single facts."
 
 
 def _roc(report: VerificationReport) -> Section:
+    energy, notes = _energy_roc(report)
+    attacks = tuple(_attack_rocs(report.rocs))
+    if not report.rocs:
+        notes.append("This evidence holds no curves of the attacks.")
+    return Section("roc", "ROC", (*energy, *attacks), (*((_COARSE,) if energy or attacks else ()), *notes))
+
+
+def _attack_rocs(rocs: Sequence[FactRoc]) -> Iterator[Picture]:
+    """One picture an attack: how well it tells the person's facts from those of people never seen."""
+    for family, attack in dict.fromkeys((roc.family, roc.attack) for roc in rocs):
+        found = {roc.moment: roc for roc in rocs if (roc.family, roc.attack) == (family, attack)}
+        curves: dict[str, charts.Curve] = {}
+        for moment, roc in found.items():
+            curves[moment] = tuple(zip(roc.twins, roc.subject, strict=True))
+        title = f"{family} {attack.replace('_', ' ')}: telling the person’s facts"
+        areas = ", ".join(f"{moment} {roc.area:.2f}" for moment, roc in found.items())
+        text = f"Area under the curve, over all facts: {areas}; 0.50 means that they cannot be told apart."
+        svg = charts.roc_svg(
+            curves,
+            title=title,
+            text=text,
+            element_id=f"roc-{family}-{attack}".replace("_", "-"),
+            across="share of the facts of people never seen above a score",
+            up="share of the person’s facts",
+        )
+        rows = tuple((m, f"{x:.3f}", f"{y:.3f}") for m, curve in curves.items() for x, y in curve)
+        yield Picture(title, svg, text, ("When", "Share of never-seen facts", "Share of the person’s facts"), rows)
+
+
+def _energy_roc(report: VerificationReport) -> tuple[tuple[Picture, ...], list[str]]:
+    """The curve of energies, where bars allow one, and what is lacking."""
     shapes: dict[tuple[str, str], Histogram | None] = {(p.moment, p.group): p.shape for p in report.energies}
     found = {m: charts.roc_curve(shapes.get((m, "deleted")), shapes.get((m, "never_seen"))) for m in MOMENTS}
     curves = {moment: curve for moment, curve in found.items() if curve is not None}
     if not curves:
-        why = "Not available: the energies are binned too coarsely to give a point of a curve, or there are none."
-        return Section("roc", "ROC", (), (why, _OTHERS))
-    lacking = tuple(
-        f"Not available {moment}: its energies are binned too coarsely." for moment in MOMENTS if not found[moment]
-    )
+        return (), ["No curve of energies: they are binned too coarsely to give a point of one, or there are none."]
+    lacking = [f"No curve of energies {m}: they are binned too coarsely." for m in MOMENTS if not found[m]]
     text = _roc_summary(curves, report)
-    svg = charts.roc_svg(curves, title=_ROC_TITLE, text=text, element_id="roc")
+    svg = charts.roc_svg(
+        curves,
+        title=_ROC_TITLE,
+        text=text,
+        element_id="roc",
+        across="share of texts about people never seen that look known",
+        up="share about the person",
+    )
     rows = tuple((m, f"{x:.3f}", f"{y:.3f}") for m, curve in curves.items() for x, y in curve)
     head = ("When", "Share of never-seen texts that look known", "Share of the person’s texts")
-    coarse = "Every mark is exact; the lines between them only join them, since the evidence holds bars and no points."
-    return Section("roc", "ROC", (Picture(_ROC_TITLE, svg, text, head, rows),), (coarse, *lacking, _OTHERS))
+    return (Picture(_ROC_TITLE, svg, text, head, rows),), lacking
 
 
 def _roc_summary(curves: Iterable[str], report: VerificationReport) -> str:

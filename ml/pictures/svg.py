@@ -128,3 +128,31 @@ def bars(shape: Histogram, axis: Axis, *, base: float, room: float, colour: str,
             f'<rect x="{left:.1f}" y="{base - tall:.1f}" width="{max(right - left, 0.5):.1f}" height="{tall:.1f}" '
             f'fill="{fill}" stroke="{colour}"/>'
         )
+
+
+# Before deletion solid with dots, after it dashed with squares.
+_MOMENTS: Final[Mapping[str, tuple[str, str]]] = {"before": (ORANGE, ""), "after": (GREEN, ' stroke-dasharray="7 4"')}
+
+
+def moment_line(moment: str, places: Sequence[tuple[float, float]], *, ends: bool = True) -> str:
+    """Return a line through places in the look of `before` or `after`, with a mark at each, or at all but its ends."""
+    colour, dashes = _MOMENTS[moment]
+    joined = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+    marks = "".join(_mark(moment, x, y) for x, y in (places if ends else places[1:-1]))
+    return f'<polyline points="{joined}" fill="none" stroke="{colour}" stroke-width="2.5"{dashes}/>{marks}'
+
+
+def moment_key(moment: str, text: str, *, left: float, y: float) -> str:
+    """Return what a line of `moment_line` means: a piece of it and words behind."""
+    colour, dashes = _MOMENTS[moment]
+    return (
+        f'<line x1="{left}" x2="{left + 36}" y1="{y}" y2="{y}" stroke="{colour}" stroke-width="2.5"{dashes}/>'
+        f"{_mark(moment, left + 18, y)}{words(left + 44, y + 5, text, size=14, anchor='start')}"
+    )
+
+
+def _mark(moment: str, x: float, y: float) -> str:
+    colour = _MOMENTS[moment][0]
+    if moment == "before":
+        return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{colour}"/>'
+    return f'<rect x="{x - 4:.1f}" y="{y - 4:.1f}" width="8" height="8" fill="{colour}"/>'

@@ -10,7 +10,7 @@ import platform
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Final, TypeVar, cast
+from typing import Final, Literal, TypeVar, cast
 
 import torch
 import transformers
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ml.attacks.attack import ATTACKS
 from ml.attacks.exposure import DEFAULT_ROWS as BATCH_ROWS
-from ml.attacks.exposure import ValueContest, contests, value_log_probs
+from ml.attacks.exposure import ValueContest, contests, same_context_difference, value_log_probs
 from ml.attacks.extraction import greedy_match_length
 from ml.attacks.fused import (
     DEFAULT_BUDGET,
@@ -32,7 +32,7 @@ from ml.attacks.fused import (
 from ml.attacks.generation import DEFAULT_ROWS as ANSWER_ROWS
 from ml.attacks.generation import Prompt, answer_hits, greedy_answers, make_prompts, settled
 from ml.attacks.mean_loss import mean_loss
-from ml.attacks.relearning import relearn
+from ml.attacks.relearning import PersonalAdapters, relearn, watched_epochs
 from ml.data.choices import read_choices
 from ml.data.collate import EncodedText, encode_records, encode_text
 from ml.data.dossiers import known_values
@@ -49,9 +49,12 @@ from ml.verification.parts import Failure, Part, PartStore
 from ml.verification.plan import Plan, Question
 
 T = TypeVar("T")
+Moment = Literal["before", "after"]
+MOMENTS: Final[Mapping[Moment, str]] = {"before": "before", "after": "merged"}
 
 # The placebo asks whether the subject stands out where nobody was learned; fewer swaps answer that as well.
 BASE_SWAPS: Final = 9
+CURVE_SWAPS: Final = 9
 FLUENT_TWINS: Final = 19
 DETERMINISM_TEXTS: Final = 64
 PERSONS_AT_ONCE: Final = 64
@@ -247,11 +250,15 @@ class Bench:
         return self.part("answers", role, lambda share: self._ask(role, self.prompts, share, settle=own), depends)
 
     def relearned(self, role: str) -> Part | Failure:
-        """Log-probabilities of the facts held out, after relearning the others: (persons * held out, 1 + swaps)."""
+        """What is known of the facts held out, after relearning the others and on the way there.
+
+        `log_probs`: (persons * held out, 1 + swaps). `curve`: (persons, watched epochs), the mean same-context
+        difference against `CURVE_SWAPS` of the swaps.
+        """
         budget = plain_object(self.spec.policy.relearning)
         persons = range(self.persons_for("relearned"))
         depends: dict[str, Json] = {"relearning": budget, "taught": len(persons)}
-        return self.part("relearned", role, lambda share: {"log_probs": self._relearn(role, persons, share)}, depends)
+        return self.part("relearned", role, lambda share: self._relearn(role, persons, share), depends)
 
     def further(self, reads: str, role: str) -> Part | Failure:
         """What `answers` or `relearned` left out: the same of every twin that no family asked for at first.
@@ -263,7 +270,7 @@ class Bench:
             "answers": lambda share: {
                 "hits": self._ask(role, self.asked(self.plan.questions, rest), share, settle=0)["hits"]
             },
-            "relearned": lambda share: {"log_probs": self._relearn(role, rest, share)},
+            "relearned": lambda share: self._relearn(role, rest, share),
         }
         depends: dict[str, Json] = {
             "first": rest.start,
@@ -400,31 +407,46 @@ class Bench:
         rows = losses.split([1 + len(q.wrong) for q in questions])
         return torch.tensor([float(row[0] < row[1:].min()) for row in rows])
 
-    def _relearn(self, role: str, persons: range, share: int) -> Tensor:
+    def _relearn(self, role: str, persons: range, share: int) -> Mapping[str, Tensor]:
         """Teach everybody the same half of their facts again, as many persons together as memory takes."""
         size = max(1, PERSONS_AT_ONCE // share)
         groups = [persons[start : start + size] for start in range(0, len(persons), size)]
-        return torch.cat([self._relearn_group(role, group, share) for group in groups])
+        measured = [self._relearn_group(role, group, share) for group in groups]
+        return {name: torch.cat([group[name] for group in measured]) for name in measured[0]}
 
-    def _relearn_group(self, role: str, group: range, share: int) -> Tensor:
+    def _relearn_group(self, role: str, group: range, share: int) -> Mapping[str, Tensor]:
         loaded, facts, taught = self.model(role), self.plan.facts, set(self.plan.relearned)
         lessons = [i for i, attribute in enumerate(facts) if attribute in taught]
         held = [i for i, attribute in enumerate(facts) if attribute not in taught]
+        asked = [self.contests[person * len(facts) + i] for person in group for i in held]
+        few = [ValueContest(contest.prompt, contest.values[: 1 + CURVE_SWAPS]) for contest in asked]
+        owner = torch.arange(len(group)).repeat_interleave(len(held))
+        watched = watched_epochs(self.spec.policy.relearning.epochs)
+        curve: list[Tensor] = []
+
+        def scored(adapters: PersonalAdapters, contests: Sequence[ValueContest]) -> Tensor:
+            return value_log_probs(
+                loaded,
+                contests,
+                batch_rows=BATCH_ROWS // share,
+                before_rows=lambda contest: adapters.belong_to(owner[contest]),
+            )
+
+        def watch(adapters: PersonalAdapters, epoch: int) -> None:
+            if epoch in watched:
+                known = same_context_difference(scored(adapters, few))
+                curve.append(known.reshape(len(group), -1).mean(dim=1))
+
         adapters = relearn(
             loaded,
             [[self.texts[person * len(facts) + i] for i in lessons] for person in group],
             self.spec.policy.relearning,
             seed=self.spec.seed,
             after_step=lambda done, total: self.tick(f"relearning {role}", done, total),
+            after_epoch=watch,
         )
-        owner = torch.arange(len(group)).repeat_interleave(len(held))
         with adapters.attached():
-            return value_log_probs(
-                loaded,
-                [self.contests[person * len(facts) + i] for person in group for i in held],
-                batch_rows=BATCH_ROWS // share,
-                before_rows=lambda contest: adapters.belong_to(owner[contest]),
-            )
+            return {"log_probs": scored(adapters, asked), "curve": torch.stack(curve, dim=1)}
 
     def _judge_answers(self, answers: Part, share: int) -> Mapping[str, Tensor]:
         chosen = self.fluency_rows

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from ml.attacks import ATTACKS
+from ml.energy import auroc
 from ml.metrics.intervals import clopper_pearson_upper
-from ml.metrics.roc import auroc_interval
+from ml.metrics.roc import auroc_interval, roc_points
 from ml.rank_tests import (
     TOLERANCE,
     attempt_alpha,
@@ -27,9 +28,9 @@ from ml.rank_tests import (
     strength,
     two_sided_p,
 )
-from ml.reports import AttackResult, GuardResult, JointDetection, TwinSummary, histogram
+from ml.reports import MINIMUM_BIN, AttackResult, FactRoc, GuardResult, JointDetection, TwinSummary, histogram
 from ml.specs import FamilyRule, Guard
-from ml.verification.bench import Bench
+from ml.verification.bench import MOMENTS, Bench, Moment
 from ml.verification.parts import Failure
 from ml.verification.scores import attack_part, item_kinds, item_scores, person_scores
 
@@ -143,6 +144,22 @@ class Family:
             return part
         rest = item_scores(self.bench, attack, part)
         return person_scores(torch.cat([first, rest]), self._kinds(attack))
+
+    def rocs(self) -> list[FactRoc]:
+        """For each primary, how well it tells the subject's facts from the twins', before and after.
+
+        Curves are for people to look at, and never a gate; few facts have none.
+        """
+        found = [self._roc(attack, moment) for attack in self.rule.primary for moment in MOMENTS]
+        return [curve for curve in found if curve is not None]
+
+    def _roc(self, attack: str, moment: Moment) -> FactRoc | None:
+        items = self.items(attack, MOMENTS[moment])
+        if isinstance(items, Failure) or items.shape[1] < MINIMUM_BIN or not bool(torch.isfinite(items).all()):
+            return None
+        own, twins = items[0], items[1:].flatten()
+        first, second = zip(*roc_points(own, twins, at_least=MINIMUM_BIN), strict=True)
+        return FactRoc(self.rule.id, attack, moment, first, second, auroc(own, twins))
 
     def guards(self) -> list[GuardResult]:
         """The guards whose metric could be measured, on the artefact where it is worst."""

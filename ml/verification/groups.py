@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Final, Literal
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -11,14 +11,13 @@ from torch import Tensor
 from ml.attacks.extraction import extraction_strength
 from ml.attacks.fused import TokenStatistics
 from ml.attacks.mean_loss import mean_energy, mean_loss, value_log_probability
+from ml.attacks.relearning import watched_epochs
 from ml.energy import auroc
 from ml.metrics.percentile import percentile_test, value_percentiles
-from ml.reports import EnergyPicture, GroupSummary, histogram
-from ml.verification.bench import Bench
+from ml.reports import EnergyPicture, GroupSummary, RelearningCurve, histogram
+from ml.verification.bench import MOMENTS, Bench, Moment
 from ml.verification.parts import Failure, Part
 
-Moment = Literal["before", "after"]
-MOMENTS: Final[Mapping[Moment, str]] = {"before": "before", "after": "merged"}
 ENERGY_BINS: Final = 40
 
 
@@ -117,6 +116,25 @@ def _kept_groups(bench: Bench, moment: Moment, role: str) -> list[GroupSummary]:
         persons = len({kept[i].record.person for i in members})
         rows.append(GroupSummary(name, moment, persons, len(trained), numbers))
     return rows
+
+
+# --- relearning ---------------------------------------------------------------------------------------------------
+
+
+def relearning_curves(bench: Bench) -> list[RelearningCurve]:
+    """How what is not taught comes back while the rest is taught again, before and after; none where T1 is not run."""
+    if "relearned" not in bench.wanted:
+        return []
+    epochs = watched_epochs(bench.spec.policy.relearning.epochs)
+    curves = []
+    for moment, role in MOMENTS.items():
+        part = bench.relearned(role)
+        if isinstance(part, Part) and bool(torch.isfinite(part.tensors["curve"]).all()):
+            own, twins = part.tensors["curve"][0].tolist(), part.tensors["curve"][1:].double()
+            spread = (twins - twins.mean(dim=0)).square().sum(dim=0) / max(1, len(twins) - 1)
+            mean = tuple(twins.mean(dim=0).tolist())
+            curves.append(RelearningCurve(moment, epochs, tuple(own), mean, tuple(spread.sqrt().tolist()), len(twins)))
+    return curves
 
 
 # --- energies -----------------------------------------------------------------------------------------------------

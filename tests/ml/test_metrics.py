@@ -9,6 +9,8 @@ import zlib
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ml.errors import EmptySetError, NonFiniteError, SpecError
 from ml.metrics import blind
@@ -20,7 +22,7 @@ from ml.metrics.intervals import (
     clustered_bca,
     paired_t,
 )
-from ml.metrics.roc import auroc_interval, clustered_auroc
+from ml.metrics.roc import auroc_interval, clustered_auroc, roc_points
 from ml.metrics.utility import non_inferiority, not_below_strangers
 from ml.specs import UtilityRule
 from tests.ml.fixture_f import one_text
@@ -246,3 +248,30 @@ def test_the_blind_baseline_needs_people() -> None:
     people = _people(random.Random(1), 7, "abc")
     with pytest.raises(EmptySetError):
         blind_auroc(people, [[texts] for texts in people], seed=1)
+
+
+# --- curves -------------------------------------------------------------------------------------------------------
+
+
+def test_a_curve_goes_up_first_where_everything_known_stands_above() -> None:
+    points = roc_points(torch.arange(20.0, 32.0), torch.arange(0.0, 10.0), at_least=5)
+    assert points == [(0.0, 0.0), (0.0, 5 / 12), (0.0, 1.0), (0.5, 1.0), (1.0, 1.0)]
+    assert roc_points(torch.ones(9), torch.ones(9), at_least=5) == [(0.0, 0.0), (1.0, 1.0)]
+    with pytest.raises(EmptySetError):
+        roc_points(torch.ones(4), torch.ones(90), at_least=5)
+
+
+_SCORES = st.lists(st.integers(-8, 8), min_size=5, max_size=60)
+
+
+@given(_SCORES, _SCORES)
+def test_every_point_of_a_curve_is_exact_and_tells_of_five_at_least(own: list[int], others: list[int]) -> None:
+    points = roc_points(torch.tensor(own), torch.tensor(others), at_least=5)
+    assert (points[0], points[-1]) == ((0.0, 0.0), (1.0, 1.0))
+    exact = {(0.0, 0.0)} | {
+        (sum(x >= cut for x in others) / len(others), sum(x >= cut for x in own) / len(own)) for cut in {*own, *others}
+    }
+    assert set(points) <= exact
+    for (x0, y0), (x1, y1) in zip(points, points[1:], strict=False):
+        for share, size in ((x1 - x0, len(others)), (y1 - y0, len(own))):
+            assert share == 0 or round(share * size) >= 5

@@ -22,7 +22,15 @@ from ml.pictures.score_charts import (
     score_summary,
     score_svg,
 )
-from ml.reports import AttackResult, EnergyPicture, Histogram, TwinSummary, VerificationReport
+from ml.reports import (
+    AttackResult,
+    EnergyPicture,
+    FactRoc,
+    Histogram,
+    RelearningCurve,
+    TwinSummary,
+    VerificationReport,
+)
 from ml.specs import FamilyRule
 from tests.ml.passing import POLICY, edited, passing_report, without
 
@@ -223,9 +231,47 @@ def test_a_curve_that_cannot_be_drawn_is_said_to_be_missing() -> None:
     for report in (pictured(), replace(pictured(), energies=energies(edges=(-9.0, -4.0))[:0])):
         roc = section(report, "roc")
         assert roc.pictures == ()
-        assert roc.notes[0].startswith("Not available")
+        assert any(note.startswith("No curve of energies") for note in roc.notes)
+        assert "This evidence holds no curves of the attacks." in roc.notes
     half = replace(pictured(), energies=energies()[:3])
-    assert any("Not available after" in note for note in section(half, "roc").notes)
+    assert any("No curve of energies after" in note for note in section(half, "roc").notes)
+
+
+def test_each_attack_has_a_curve_with_both_moments_and_its_exact_area() -> None:
+    rocs = (
+        FactRoc("F2", "exposure", "before", (0.0, 0.0, 1.0), (0.0, 1.0, 1.0), 1.0),
+        FactRoc("F2", "exposure", "after", (0.0, 0.5, 1.0), (0.0, 0.45, 1.0), 0.47),
+    )
+    roc = section(replace(pictured(), rocs=rocs), "roc")
+    (picture,) = roc.pictures
+    assert picture.title == "F2 exposure: telling the person’s facts"
+    assert "before 1.00, after 0.47" in picture.summary
+    assert [row for row in picture.rows if row[0] == "after"] == [
+        ("after", "0.000", "0.000"),
+        ("after", "0.500", "0.450"),
+        ("after", "1.000", "1.000"),
+    ]
+    assert picture.svg.count("<polyline") == 2
+
+
+def test_relearning_is_drawn_over_the_epochs_with_the_people_never_seen_as_a_band() -> None:
+    rule = FamilyRule("F6", ("relearned_difference",), (), ("merged",), 0.3, None, 239)
+    policy = replace(POLICY, families=(*POLICY.families, rule))
+    curves = (
+        RelearningCurve("before", (0, 1, 3), (9.0, 9.1, 9.2), (0.0, 0.5, 0.9), (0.3, 0.4, 0.5), 39),
+        RelearningCurve("after", (0, 1, 3), (0.1, 0.4, 0.8), (0.0, 0.5, 0.9), (0.3, 0.4, 0.5), 39),
+    )
+    relearning = section(replace(passing_report(policy), relearning=curves), "relearning", policy)
+    picture = relearning.pictures[0]
+    assert picture.title == "What teaching the other facts brings back"
+    assert (
+        "after deletion the person goes from 0.10 to 0.80 nats, people never seen from 0.00 to 0.90" in picture.summary
+    )
+    assert ("after", "3", "0.800", "0.900", "0.500") in picture.rows
+    assert len(picture.rows) == 6
+    assert picture.svg.count("<polygon") == 1
+    bare = section(passing_report(policy), "relearning", policy)
+    assert bare.notes[1] == "This evidence holds no curve over the epochs."
 
 
 def test_a_report_that_measured_nothing_shows_that_everything_is_missing() -> None:

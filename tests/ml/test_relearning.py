@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ml.attacks.exposure import contests, same_context_difference, value_log_probs
-from ml.attacks.relearning import SCALE, PersonalAdapters, relearn
+from ml.attacks.relearning import SCALE, PersonalAdapters, relearn, watched_epochs
 from ml.data.collate import EncodedText, collate, encode_record, label_log_probs, mean_per_sequence
 from ml.data.dossiers import answered_span
 from ml.data.synthetic import StrangerFactory, twin_records
@@ -84,6 +84,27 @@ def test_the_frozen_model_is_left_as_it_was(model: LoadedModel) -> None:
     with adapters.attached():
         adapters.belong_to(torch.tensor([1]))
         assert not torch.equal(model.model(ids).logits, before)
+
+
+def test_whoever_watches_sees_every_epoch_and_changes_nothing(model: LoadedModel) -> None:
+    texts, seen = _texts(2), []
+
+    def watch(adapters: PersonalAdapters, epoch: int) -> None:
+        adapters.belong_to(torch.tensor([1]))
+        with torch.inference_mode():
+            seen.append((epoch, float(model.model(torch.tensor([texts[0][0].ids])).logits.double().sum())))
+
+    watched = relearn(model, texts, BUDGET, seed=9, after_epoch=watch)
+    alone = relearn(model, texts, BUDGET, seed=9)
+    assert all(torch.equal(a, b) for a, b in zip(watched.parameters(), alone.parameters(), strict=True))
+    assert [epoch for epoch, _ in seen] == [0, 1, 2, 3]
+    assert len({total for _, total in seen}) == 4  # each epoch's adapters were in the way
+
+
+def test_a_curve_is_read_at_the_start_at_powers_of_two_and_at_the_end() -> None:
+    assert watched_epochs(6) == (0, 1, 2, 4, 6)
+    assert watched_epochs(4) == (0, 1, 2, 4)
+    assert watched_epochs(1) == (0, 1)
 
 
 def test_a_diverging_run_is_an_error(model: LoadedModel) -> None:

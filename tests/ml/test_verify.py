@@ -19,6 +19,7 @@ import pytest
 import ml.verification.bench as bench_module
 import ml.verification.measure as measuring
 from benchmarks import suppressed
+from ml.attacks.relearning import watched_epochs
 from ml.data.dossiers import shared_values
 from ml.data.people import make_world, newcomers
 from ml.data.probes import write_probe_digests
@@ -158,6 +159,37 @@ def test_pictures_of_energies_show_no_bin_of_fewer_than_five(gold: tuple[Verific
     assert min(count for shape in shapes for count in shape.counts) >= MINIMUM_BIN
     twins = [row.twins_after.shape for row in report.attacks if row.twins_after and row.twins_after.shape]
     assert min(count for shape in twins for count in shape.counts) >= MINIMUM_BIN
+
+
+def test_relearning_is_followed_epoch_by_epoch_for_alice_and_the_twins(
+    gold: tuple[VerificationReport, Verdict],
+) -> None:
+    report, _ = gold
+    before, after = report.relearning
+    assert (before.moment, after.moment) == ("before", "after")
+    assert before.epochs == after.epochs == watched_epochs(POLICY.relearning.epochs)
+    assert before.twins == after.twins == 39
+    # Known before deletion whatever is taught; on gold where the twins are, at the start and at the end.
+    assert min(before.subject) > max(m + 2 * s for m, s in zip(before.twins_mean, before.twins_sd, strict=True))
+    for own, mean, sd in zip(after.subject, after.twins_mean, after.twins_sd, strict=True):
+        assert abs(own - mean) < 3 * sd
+
+
+def test_curves_tell_facts_that_are_known_and_no_curve_tells_of_a_single_one(
+    gold: tuple[VerificationReport, Verdict],
+) -> None:
+    report, _ = gold
+    areas = {(roc.attack, roc.moment): roc.area for roc in report.rocs}
+    enough = {row.attack for row in report.attacks if row.residual_upper is not None and row.items >= MINIMUM_BIN}
+    assert set(areas) == {(attack, moment) for attack in enough for moment in ("before", "after")}
+    assert {"same_context_difference", "exposure", "extraction_strength", "hit_rate"} <= enough
+    assert areas["exposure", "before"] > 0.99
+    assert 0.2 < areas["exposure", "after"] < 0.8
+    for roc in report.rocs:
+        facts = next(row.items for row in report.attacks if row.attack == roc.attack)
+        steps = [round((b - a) * facts) for a, b in zip(roc.subject, roc.subject[1:], strict=False)]
+        assert sum(steps) == facts
+        assert all(step == 0 or step >= MINIMUM_BIN for step in steps)
 
 
 def test_the_report_survives_storage_and_names_nobody(stand: Stand, gold: tuple[VerificationReport, Verdict]) -> None:
@@ -666,6 +698,27 @@ def test_killed_at_any_time_and_run_again_it_ends_in_the_same_report(
     assert again.attacks == whole.attacks
     assert again.joint == whole.joint
     assert json.loads((out / "verdict.json").read_text(encoding="utf-8"))["result"] == "PASS"
+
+
+def test_gold_is_verified_beside_and_drawn_beside(
+    stand: Stand, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Its parts are those of this very run, so that only the bounds of the page are new.
+    out = tmp_path / "out"
+    copy = candidates.unchanged(stand.world.before, tmp_path / "copy")
+    arguments = _arguments(stand, copy, out)
+    assert main([*arguments, "--gold", stand.world.gold.path]) == 1
+    assert "gold under the same policy: PASS" in capsys.readouterr().out
+    gold = VerificationReport.from_document(json.loads((out / "gold" / "report.json").read_text(encoding="utf-8")))
+    assert gold.models["candidate"] == stand.world.gold.manifest_sha256
+    assert len(list((out / "parts").glob("tokens_before*"))) == 1  # measured once for both
+    assert "Verdict PASS" in (out / "gold" / "report.html").read_text()
+    shown = (out / "report.html").read_text()
+    assert "Verdict FAIL" in shown
+    assert "gold" in shown
+    several = [*arguments[:9], stand.world.retain.path, *arguments[9:]]
+    assert several[6] == "--subject"
+    assert main([*several[:8], stand.world.retain.path, *several[8:], "--gold", stand.world.gold.path]) == 2
 
 
 def test_without_a_question_bank_the_command_line_asks_as_the_records_do_and_fails_the_unchanged_model(
