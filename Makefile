@@ -23,11 +23,13 @@ LOCK = uv pip compile pyproject.toml --universal --python-version 3.11 --generat
 
 setup: $(VENV)/.installed
 
-$(VENV)/.installed: requirements.lock pyproject.toml
+$(VENV)/.installed: requirements.lock requirements-quantised.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL)) $(TORCH)
 	$(BIN)/python -m pip install --quiet --require-hashes --no-deps -r requirements.lock
+	# Beside the environment, not in it: wherever it is installed, peft imports it, and that takes seconds.
+	$(BIN)/python -m pip install --quiet --require-hashes --no-deps --target $(VENV)/quantised -r requirements-quantised.lock
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
@@ -87,6 +89,7 @@ gpu: setup
 lock:
 	$(LOCK) --extra worker --extra benchmark --extra dev --output-file requirements.lock
 	$(LOCK) --extra web --output-file requirements-web.lock
+	$(LOCK) --extra quantised --no-deps --no-emit-package cryptography --output-file requirements-quantised.lock
 
 clean:
 	rm -rf var $(VENV)

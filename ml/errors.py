@@ -37,6 +37,12 @@ class UnattainableError(MlError):
     code = "alpha_unattainable"
 
 
+class LoaderMissingError(MlError):
+    """A model is served by a library that is not installed here; the message says what to install."""
+
+    code = "loader_missing"
+
+
 class DigestMismatchError(MlError):
     """A file or directory does not have the digest it was announced with."""
 

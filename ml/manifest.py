@@ -22,6 +22,7 @@ MODELS: Final = ("candidate", "before", "base")
 REQUIRED_FILES: Final = ("forget", "retain", "question_bank")
 OPTIONAL_FILES: Final = ("neighbours", "bystanders", "training_probes", "twin_pool", "world_facts")
 _ENVIRONMENT: Final = ("device", "dtype", "threads")
+_CONFIGURATIONS: Final = frozenset({"config.json", "adapter_config.json"})
 _LONGEST_SEED: Final = 20
 _SHOWN_DIGITS: Final = 16
 
@@ -109,6 +110,7 @@ class RunManifest:
             bystanders=self._optional(inputs, "bystanders"),
             twin_pool=self._optional(inputs, "twin_pool") if chosen == self.seed else None,
             world_facts=self._optional(inputs, "world_facts"),
+            adapters=tuple(ModelRef(str(inputs.models[role]), self.models[role]) for role in _adapters(self.models)),
             device=device or self.environment["device"],
             dtype=self.environment["dtype"],
         )
@@ -137,11 +139,17 @@ def manifest_of(report: VerificationReport, *, policy: VerdictPolicy, files: Map
     return manifest
 
 
+def _adapters(models: Mapping[str, str]) -> list[str]:
+    """The roles of adapters among those of `models`, in order."""
+    numbered = (f"adapter_{number}" for number in range(1, 1 + len(models)))
+    return [role for role in numbered if role in models]
+
+
 def _check(manifest: RunManifest) -> None:
     if manifest.schema_version != SCHEMA_VERSION:
         raise SpecError(f"run manifest: schema_version must be {SCHEMA_VERSION}")
-    if set(manifest.models) != set(MODELS):
-        raise SpecError(f"run manifest: models are exactly {', '.join(MODELS)}")
+    if set(manifest.models) != {*MODELS, *_adapters(manifest.models)}:
+        raise SpecError(f"run manifest: models are {', '.join(MODELS)}, and perhaps adapter_1 and on")
     if not set(REQUIRED_FILES) <= set(manifest.files) <= {*REQUIRED_FILES, *OPTIONAL_FILES}:
         raise SpecError(f"run manifest: files are {', '.join(REQUIRED_FILES)}, and perhaps {', '.join(OPTIONAL_FILES)}")
     for role, digest in {**manifest.models, **manifest.files}.items():
@@ -177,7 +185,8 @@ class FoundInputs:
 def find_inputs(manifest: RunManifest, directory: Path) -> FoundInputs:
     """Look through `directory` for every input that `manifest` names, by digest; names and places do not matter.
 
-    A directory with a `config.json` is taken for one model and not searched further; links are not followed.
+    A directory with the configuration of a model or of an adapter is taken for one, and not searched further; links are
+    not followed.
 
     Raises:
         InputsMissingError: an input is not there, or only something else under its name; the message names each role.
@@ -203,7 +212,7 @@ def find_inputs(manifest: RunManifest, directory: Path) -> FoundInputs:
 def _entries(directory: Path) -> Iterator[Path]:
     """Model directories as one entry each, and every other regular file."""
     for folder, below, names in os.walk(directory):
-        if "config.json" in names:
+        if not _CONFIGURATIONS.isdisjoint(names):
             below.clear()
             yield Path(folder)
             continue
@@ -233,6 +242,6 @@ def _lacking(wanted: Mapping[str, str], found: Iterable[str], names: set[str]) -
     there = set(found)
     for role, digest in wanted.items():
         if digest not in there:
-            kind = "manifest" if role in MODELS else "sha256"
+            kind = "sha256" if role in {*REQUIRED_FILES, *OPTIONAL_FILES} else "manifest"
             other = ", and what bears its name has another digest" if role in names else ""
             yield f"{role} ({kind} {digest[:_SHOWN_DIGITS]}...{other})"

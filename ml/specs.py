@@ -188,7 +188,7 @@ class VerificationSpec:
     twins are like real people. `reworded_bank` holds the bank's questions in other words (`ml.data.rewording`), for the
     red team alone, and `world_facts` general questions for U3 (`ml.data.choices`). `twin_pool` names a sealed pool
     (`ml.verification.twin_pool`) that this subject shares with others: twins, wording and value swaps are then the
-    pool's, not drawn for this subject alone.
+    pool's, not drawn for this subject alone. `adapters` are those that clients may select on top of the candidate.
     """
 
     run_id: str
@@ -211,6 +211,7 @@ class VerificationSpec:
     dtype: str = "float32"
     twin_pool: FileRef | None = None
     world_facts: FileRef | None = None
+    adapters: tuple[ModelRef, ...] = ()
 
 
 # --- verdict policy -----------------------------------------------------------------------------------------------

@@ -43,7 +43,7 @@ from ml.errors import MlError, SpecError
 from ml.loop import never_stop
 from ml.metrics.intervals import clopper_pearson_upper
 from ml.models.load import model_ref
-from ml.models.quantise import ROUNDINGS
+from ml.models.served import copies, refuse_missing_loader
 from ml.policies import load_policy
 from ml.rank_tests import residual_ratio
 from ml.reports import ValidityCheck
@@ -91,8 +91,9 @@ def run_sweep(spec: SweepSpec, *, on_progress: ProgressCallback, should_stop: St
     started = time.process_time()
     if seed_commitment(spec.run_id, spec.seed) != spec.seed_commitment_sha256:
         raise SpecError(f"the seed of sweep {spec.run_id} is not the one that was committed to")
-    if not spec.artefacts or not {"merged", *ROUNDINGS}.issuperset(spec.artefacts):
-        raise SpecError(f"a sweep tests at least one artefact of merged, {', '.join(ROUNDINGS)}")
+    if not spec.artefacts or not {"merged", *copies(0)}.issuperset(spec.artefacts):
+        raise SpecError(f"a sweep tests at least one artefact of merged, {', '.join(copies(0))}")
+    refuse_missing_loader(spec.artefacts)
     ledger, stage = read_ledger(spec.ledger), _stage(spec, on_progress, should_stop)
     q = version_level(spec.window)
     limit = sequential_limit(len(ledger.entries), q)
@@ -317,7 +318,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--retain", type=Path, required=True, help="records of everybody who stays, JSON Lines")
     parser.add_argument("--out", type=Path, required=True, help="directory for report, verdict and parts")
     parser.add_argument("--policy", default="reference-1", help="name of the verdict policy whose limits hold")
-    parser.add_argument("--artefacts", nargs="+", default=["merged"], choices=["merged", *ROUNDINGS])
+    parser.add_argument("--artefacts", nargs="+", default=["merged"], choices=["merged", *copies(0)])
     parser.add_argument("--window", type=int, default=1, help="versions the claim is about, fixed before the first")
     parser.add_argument("--date", default=None, help="today as YYYY-MM-DD, against which vaults expire")
     parser.add_argument("--seed", type=int, default=0, help="decides words, twins and swaps")

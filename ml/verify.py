@@ -3,6 +3,7 @@
     python -m ml.verify --model DIR --before DIR --base DIR --subject FILE... --retain FILE
         --policy NAME|FILE --out DIR [--bank FILE] [--neighbours FILE] [--bystanders FILE] [--training-probes FILE]
         [--world-facts FILE]
+        [--locale TAG] [--adapter DIR]... [--gold DIR]
         [--seed N] [--attempt N] [--threads N] [--processes N] [--tier fast|full|redteam] [--samples N]
         [--suffix-steps N] [--reword-by DIR] [--device NAME] [--dtype NAME]
 
@@ -46,7 +47,7 @@ from ml.digests import document_sha256, sha256_hex
 from ml.errors import MlError, SpecError
 from ml.manifest import RunManifest, manifest_of
 from ml.models.load import load_rewriter, model_ref
-from ml.models.quantise import GROUP, ROUNDINGS
+from ml.models.served import identity, with_every_adapter
 from ml.pictures.page import evidence_page
 from ml.policies import load_policy, read_policy
 from ml.reports import AttackResult, ProbeSet, RedTeamReport, VerificationReport
@@ -101,7 +102,7 @@ def run_verification(
     """
     started = time.process_time()
     refuse_uncommitted_seed(spec)
-    refuse_unknown(spec.policy)
+    refuse_unknown(spec.policy, adapters=len(spec.adapters))
     refuse_powerless(spec.policy)
     if hopeless := unattainable(spec.policy, spec.attempt):
         return _unattainable_report(spec, hopeless)
@@ -131,7 +132,7 @@ def run_verifications(
     """
     started = time.process_time()
     pool = sealed_pool(specs)
-    refuse_unknown(specs[0].policy)
+    refuse_unknown(specs[0].policy, adapters=len(specs[0].adapters))
     refuse_powerless(specs[0].policy)
     if hopeless := unattainable(specs[0].policy, specs[0].attempt):
         return tuple(_unattainable_report(spec, hopeless) for spec in specs)
@@ -203,10 +204,10 @@ def _measure(bench: Bench, processes: int, *, others: Sequence[VerificationSpec]
 def _blank_report(spec: VerificationSpec) -> VerificationReport:
     """What was verified, under what, with what; nothing measured yet."""
     candidate = spec.candidate.manifest_sha256
-    roundings = {
-        name: document_sha256({"model": candidate, "rounding": name, "group": GROUP if name == "int4" else None})
-        for name in ROUNDINGS
+    forms = {
+        name: document_sha256({"model": candidate, **identity(name, spec.adapters)}) for name in roles(spec.policy)[3:]
     }
+    adapters = {f"adapter_{number}": ref.manifest_sha256 for number, ref in enumerate(spec.adapters, 1)}
     return VerificationReport(
         run_id=spec.run_id,
         attempt=spec.attempt,
@@ -215,8 +216,9 @@ def _blank_report(spec: VerificationSpec) -> VerificationReport:
             "candidate": candidate,
             "before": spec.before.manifest_sha256,
             "base": spec.base.manifest_sha256,
+            **adapters,
         },
-        artefacts={"merged": candidate, **roundings},
+        artefacts={"merged": candidate, **forms},
         attacks=(),
         joint=(),
         guards=(),
@@ -447,6 +449,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--reword-by", type=Path, help=reword_help)
     gold_help = "model directory that never learned from the subject: verified by the same policy, and shown beside"
     parser.add_argument("--gold", type=Path, help=gold_help)
+    adapter_help = "LoRA adapter directory that clients may switch on; every combination of those named is attacked"
+    parser.add_argument("--adapter", type=Path, action="append", default=[], help=adapter_help)
     parser.add_argument("--processes", type=int, choices=(1, 2), default=1, help="2: measure two models at a time")
     parser.add_argument("--device", default="cpu", help="where torch computes: cpu, cuda, cuda:1, ...")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="of the weights")
@@ -460,7 +464,7 @@ def _spec(options: argparse.Namespace, subject: Path, *, run_id: str) -> Verific
     return VerificationSpec(
         run_id=run_id,
         attempt=options.attempt,
-        policy=fast_tier(policy) if options.tier == "fast" else policy,
+        policy=fast_tier(policy) if options.tier == "fast" else with_every_adapter(policy, len(options.adapter)),
         candidate=model_ref(options.model),
         before=model_ref(options.before),
         base=model_ref(options.base),
@@ -477,6 +481,7 @@ def _spec(options: argparse.Namespace, subject: Path, *, run_id: str) -> Verific
         reworded_bank=None if options.reword_by is None else _reworded(options),
         device=options.device,
         dtype=options.dtype,
+        adapters=tuple(map(model_ref, options.adapter)),
     )
 
 

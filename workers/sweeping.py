@@ -26,7 +26,7 @@ from deletion_service.targets.sources import open_source
 from ml import specs
 from ml.digests import canonical_json, file_sha256
 from ml.documents import read
-from ml.models.quantise import ROUNDINGS
+from ml.models.served import copies
 from ml.specs import DeletionLedger, FileRef, RecordedScores, SweepSpec, VerdictPolicy, seed_commitment
 from workers.bridge import BANK, SPIKE_IN, learned_records, model_ref, others_records, write_lines
 from workers.workspace import run_directory, sweep_directory
@@ -93,7 +93,7 @@ def _derived(text: str) -> int:
 def _artefacts(policy: VerdictPolicy) -> tuple[str, ...]:
     """The forms in which a version is served, as far as the policy attacks them and a sweep can."""
     attacked = chain.from_iterable(rule.artefacts for rule in policy.families)
-    return tuple(name for name in dict.fromkeys(("merged", *attacked)) if name == "merged" or name in ROUNDINGS)
+    return tuple(name for name in dict.fromkeys(("merged", *attacked)) if name == "merged" or name in copies(0))
 
 
 # --- the ledger ---------------------------------------------------------------------------------------------------

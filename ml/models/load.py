@@ -6,6 +6,7 @@ This module must never reach a network and never fall back to a pickle.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,15 +44,17 @@ def model_ref(directory: Path) -> ModelRef:
     return ModelRef(str(directory), model_manifest(directory).manifest_sha256)
 
 
-def load_model(ref: ModelRef, *, device: str = "cpu", dtype: str = "float32") -> LoadedModel:
+def load_model(ref: ModelRef, *, device: str = "cpu", dtype: str = "float32", quantisation: Any = None) -> LoadedModel:
     """Load the model at `ref`, checked before a tensor is read.
 
+    Args:
+        quantisation: how transformers quantises the weights while it loads them; none if it is left out.
     Raises:
         ModelDirectoryError: unsafe or incomplete directory; a tensor is missing, unexpected or of the wrong shape.
         DigestMismatchError: the files are not the recorded ones.
         TokenizerMismatchError: the tokenizer does not fit the model.
     """
-    return _load(ref, AutoModelForCausalLM, device=device, dtype=dtype)
+    return _load(ref, AutoModelForCausalLM, device=device, dtype=dtype, quantisation=quantisation)
 
 
 def tokenizer_sha256(loaded: LoadedModel) -> str:
@@ -64,16 +67,18 @@ def load_rewriter(ref: ModelRef, *, device: str = "cpu") -> LoadedModel:
     return _load(ref, AutoModelForSeq2SeqLM, device=device, dtype="float32")
 
 
-def _load(ref: ModelRef, kind: Any, *, device: str, dtype: str) -> LoadedModel:
+def _load(ref: ModelRef, kind: Any, *, device: str, dtype: str, quantisation: Any = None) -> LoadedModel:
     directory = Path(ref.path)
     manifest = model_manifest(directory)
     if manifest.manifest_sha256 != ref.manifest_sha256:
         raise DigestMismatchError(f"model directory {directory.name} does not match its recorded manifest digest")
     _refuse_remote_code(directory)
-    model = _load_weights(directory, kind, dtype)
+    # A quantised model is put where it belongs while it is loaded, and cannot be moved.
+    how = {} if quantisation is None else {"quantization_config": quantisation, "device_map": {"": device}}
+    model = _load_weights(directory, kind, dtype, how)
     tokenizer = _load_tokenizer(directory)
     _check_tokenizer(tokenizer, model.config, directory.name)
-    model.to(device).eval()
+    model = (model if how else model.to(device)).eval()
     context = int(getattr(model.config, "max_position_embeddings", 0) or 2048)
     return LoadedModel(model, tokenizer, context, manifest.manifest_sha256)
 
@@ -92,7 +97,7 @@ def _refuse_remote_code(directory: Path) -> None:
             raise ModelDirectoryError(f"model file {path.name} asks for remote code (auto_map); remove that entry")
 
 
-def _load_weights(directory: Path, kind: Any, dtype: str) -> Any:
+def _load_weights(directory: Path, kind: Any, dtype: str, how: Mapping[str, Any]) -> Any:
     try:
         model, info = kind.from_pretrained(  # a local directory, checked by digest # nosec B615
             directory,
@@ -101,6 +106,7 @@ def _load_weights(directory: Path, kind: Any, dtype: str) -> Any:
             trust_remote_code=False,
             dtype=getattr(torch, dtype),
             output_loading_info=True,
+            **how,
         )
     except Exception as exc:  # noqa: BLE001 - a parser boundary: the library raises many types on a broken directory
         raise ModelDirectoryError(f"model directory {directory.name} cannot be loaded: {type(exc).__name__}") from exc

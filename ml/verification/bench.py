@@ -43,7 +43,7 @@ from ml.errors import RunStoppedError, TokenizerMismatchError
 from ml.metrics.fluency import opening_log_probability, weighted_ngram_entropy
 from ml.models.backbone import model_device
 from ml.models.load import LoadedModel, load_model, tokenizer_sha256
-from ml.models.quantise import ROUNDINGS, quantised
+from ml.models.served import identity, served
 from ml.specs import FileRef, ModelRef, Progress, ProgressCallback, Record, StopCheck, VerificationSpec
 from ml.verification.parts import Failure, Part, PartStore
 from ml.verification.plan import Plan, Question
@@ -65,12 +65,22 @@ class Models:
     """The models of one run by role, loaded when they are asked for.
 
     Args:
-        refs: the model directory of each role; roles that are not named are rounded copies of "merged".
+        refs: the model directory of each role; roles that are not named are forms in which "merged" is served.
+        adapters: those that such a form may have on top.
         keep: hold every model that was asked for, instead of one at a time.
     """
 
-    def __init__(self, refs: Mapping[str, ModelRef], *, device: str, dtype: str, keep: bool = False) -> None:
+    def __init__(
+        self,
+        refs: Mapping[str, ModelRef],
+        *,
+        device: str,
+        dtype: str,
+        adapters: Sequence[ModelRef] = (),
+        keep: bool = False,
+    ) -> None:
         self._refs, self._device, self._dtype, self._keep = refs, device, dtype, keep
+        self._adapters = tuple(adapters)
         self._loaded: dict[str, LoadedModel] = {}
 
     def ref(self, role: str) -> ModelRef:
@@ -78,11 +88,12 @@ class Models:
         return self._refs.get(role, self._refs["merged"])
 
     def model(self, role: str) -> LoadedModel:
-        """Load a role, letting go of the others; a rounded copy is made from the candidate."""
+        """Load a role, letting go of the others; a served form is made from the candidate."""
         if role in self._loaded:
             return self._loaded[role]
-        if role in ROUNDINGS:
-            loaded = quantised(self.model("merged"), role)
+        if role not in self._refs:
+            where = {"device": self._device, "dtype": self._dtype}
+            loaded = served(role, self.model("merged"), self.ref("merged"), adapters=self._adapters, **where)
             held = self._loaded if self._keep else {"merged": self._loaded["merged"]}
             self._loaded = {**held, role: loaded}
             return loaded
@@ -90,6 +101,11 @@ class Models:
             self._loaded.clear()
         self._loaded[role] = load_model(self.ref(role), device=self._device, dtype=self._dtype)
         return self._loaded[role]
+
+    def identity(self, role: str) -> dict[str, Json]:
+        """What decides a role's weights: the files of its directory, and how it is served."""
+        own = {} if role in self._refs else identity(role, self._adapters)
+        return {"model": self.ref(role).manifest_sha256, "role": role, **own}
 
     @cached_property
     def tokenizer_sha256(self) -> str:
@@ -127,7 +143,7 @@ class Bench:
         self._known: dict[str, object] = {}
         self.cpu_seconds: dict[str, float] = {}
         refs = {"merged": spec.candidate, "before": spec.before, "base": spec.base}
-        self.models = models or Models(refs, device=spec.device, dtype=spec.dtype)
+        self.models = models or Models(refs, device=spec.device, dtype=spec.dtype, adapters=spec.adapters)
         candidate = self.models.model("merged")
         self.tokenizer, self.context = candidate.tokenizer, candidate.context
         self.scheme = served_scheme(candidate.model)
@@ -338,8 +354,8 @@ class Bench:
         label = f"{name}_{role}"
         if label not in self._parts:
             self.tick(f"{name} {role}", 0, 1)
-            identity: dict[str, Json] = {"model": self.ref(role).manifest_sha256, "role": role, **(depends or {})}
-            self._parts[label] = self._store.try_part(label, identity, lambda: _with_less_memory(measure))
+            decides = {**self.models.identity(role), **(depends or {})}
+            self._parts[label] = self._store.try_part(label, decides, lambda: _with_less_memory(measure))
         part = self._parts[label]
         if isinstance(part, Part):
             self.cpu_seconds[label] = part.cpu_seconds

@@ -23,7 +23,6 @@ import torch
 
 from ml.documents import plain_object, read
 from ml.loop import ignore_progress, never_stop
-from ml.models.quantise import ROUNDINGS
 from ml.specs import VerdictPolicy, VerificationSpec
 from ml.verification.bench import Bench
 from ml.verification.pooled import bench_for
@@ -32,20 +31,19 @@ _POLL_SECONDS: Final = 0.2
 
 
 def roles(policy: VerdictPolicy) -> tuple[str, ...]:
-    """The models a policy asks about, the candidate and what is rounded from it last."""
+    """The models a policy asks about, the candidate and the other forms in which it is served last."""
     artefacts = dict.fromkeys(artefact for rule in policy.families for artefact in rule.artefacts)
-    return ("before", "base", "merged", *(name for name in artefacts if name in ROUNDINGS))
+    return ("before", "base", "merged", *(name for name in artefacts if name != "merged"))
 
 
 def shares(policy: VerdictPolicy) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Two shares of `roles` that cost about the same: the first process's and the second's.
 
-    Relearning, generation and retained texts are read from the model before and from the candidate; a rounded copy
+    Relearning, generation and retained texts are read from the model before and from the candidate; another form
     costs little more than half of either.
     """
     everything = roles(policy)
-    rounded = [role for role in everything if role in ROUNDINGS]
-    second = ("before", "base", *rounded[1:])
+    second = ("before", "base", *everything[4::2])
     return tuple(role for role in everything if role not in second), second
 
 

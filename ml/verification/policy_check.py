@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from ml.attacks import ATTACKS
 from ml.errors import SpecError
-from ml.models.quantise import ROUNDINGS
+from ml.models.served import copies, refuse_missing_loader
 from ml.rank_tests import TOLERANCE
 from ml.specs import VerdictPolicy
 from ml.verification.checks import HARD_RULES
@@ -35,11 +35,19 @@ def refuse_powerless(policy: VerdictPolicy) -> None:
             )
 
 
-def refuse_unknown(policy: VerdictPolicy) -> None:
-    """Raise `SpecError` naming the first attack, artefact, guard, hard rule or utility score that nothing measures."""
+def refuse_unknown(policy: VerdictPolicy, *, adapters: int = 0) -> None:
+    """Raise `SpecError` naming the first attack, artefact, guard, hard rule or utility score that nothing measures.
+
+    Args:
+        adapters: how many a client may select.
+    Raises:
+        LoaderMissingError: an artefact is served by a library that is not installed.
+    """
     families = policy.families
+    named = [artefact for rule in families for artefact in rule.artefacts]
     _refuse("attack", (a for rule in families for a in (*rule.primary, *rule.detection)), ATTACKS, policy)
-    _refuse("artefact", (a for rule in families for a in rule.artefacts), ("merged", *ROUNDINGS), policy)
+    _refuse("artefact", named, ("merged", *copies(adapters)), policy)
+    refuse_missing_loader(named)
     _refuse("guard", (guard.metric for rule in families for guard in rule.guards), GUARD_METRICS, policy)
     _refuse("hard rule", policy.hard_rules, HARD_RULES, policy)
     _refuse("utility id", (rule.id.split(".")[0] for rule in policy.utility), PAIRINGS, policy)

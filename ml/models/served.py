@@ -1,0 +1,163 @@
+"""The forms in which a candidate is served, each of which a policy can have attacked (verification sections 1 and 6).
+
+* `merged`: full weights, as released.
+* `int8`, `int4`: rounded as a deployment rounds, back into floating point (`ml.models.quantise`); need no library.
+* `bnb_int8`, `bnb_nf4`: loaded by the loader that serves them, bitsandbytes through transformers.
+* `with_1`, `with_1_2`, ...: with adapters on top that clients may select, every combination of those that are named.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.metadata
+import importlib.util
+import json
+import logging
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from itertools import combinations
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict
+from safetensors import safe_open
+from transformers import BitsAndBytesConfig
+
+from ml.digests import model_manifest
+from ml.documents import Json
+from ml.errors import DigestMismatchError, LoaderMissingError, ModelDirectoryError, SpecError
+from ml.models.load import LoadedModel, load_model
+from ml.models.quantise import GROUP, ROUNDINGS, quantised
+from ml.specs import ModelRef, VerdictPolicy
+
+LOADERS: Final[Mapping[str, Mapping[str, Any]]] = {
+    "bnb_int8": {"load_in_8bit": True},
+    "bnb_nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
+}
+MOST_ADAPTERS: Final = 4
+_LIBRARY: Final = "bitsandbytes"
+_WITH: Final = re.compile(r"with(_[1-9])+")
+_ADAPTER_CONFIG: Final = "adapter_config.json"
+_ADAPTER_WEIGHTS: Final = "adapter_model.safetensors"
+
+
+def copies(adapters: int) -> tuple[str, ...]:
+    """Every form but `merged`, where `adapters` of them may be selected."""
+    return (*ROUNDINGS, *LOADERS, *combinations_of(adapters))
+
+
+def combinations_of(adapters: int) -> tuple[str, ...]:
+    """The names of all combinations of so many adapters, smaller ones first."""
+    numbers = range(1, 1 + adapters)
+    return tuple("_".join(["with", *map(str, chosen)]) for size in numbers for chosen in combinations(numbers, size))
+
+
+def with_every_adapter(policy: VerdictPolicy, adapters: int) -> VerdictPolicy:
+    """`policy` asking of every combination of adapters what it asks of rounded copies; a policy of its own name.
+
+    Raises:
+        SpecError: too many adapters, or no family of the policy is about more than one form.
+    """
+    if not adapters:
+        return policy
+    if adapters > MOST_ADAPTERS:
+        raise SpecError(f"{adapters} adapters have too many combinations; name at most {MOST_ADAPTERS}")
+    asked = [rule for rule in policy.families if len(rule.artefacts) > 1]
+    if not asked:
+        raise SpecError(f"no family of verdict policy {policy.name} is about served copies; use one that has some")
+    families = tuple(
+        replace(rule, artefacts=(*rule.artefacts, *combinations_of(adapters))) if rule in asked else rule
+        for rule in policy.families
+    )
+    return replace(policy, name=f"{policy.name}-with-adapters", families=families)
+
+
+def refuse_missing_loader(artefacts: Iterable[str]) -> None:
+    """Raise `LoaderMissingError` when one of `artefacts` is served by a library that is not installed."""
+    named = next((name for name in artefacts if name in LOADERS), None)
+    if named is not None and importlib.util.find_spec(_LIBRARY) is None:
+        raise LoaderMissingError(
+            f"artefact {named} is served by {_LIBRARY}, which is not installed; install lethe[quantised], or leave "
+            f"{named} out of the policy"
+        )
+
+
+def identity(role: str, adapters: Sequence[ModelRef] = ()) -> dict[str, Json]:
+    """What makes a served form beside the candidate's own files: part of every digest of what was measured on it."""
+    if role in ROUNDINGS:
+        return {"rounding": role, "group": GROUP if role == "int4" else None}
+    if role in LOADERS:
+        return {"loader": role, _LIBRARY: importlib.metadata.version(_LIBRARY)}
+    return {"adapters": [adapters[number - 1].manifest_sha256 for number in _numbers(role)]}
+
+
+def served(
+    role: str, candidate: LoadedModel, ref: ModelRef, *, adapters: Sequence[ModelRef], device: str, dtype: str
+) -> LoadedModel:
+    """The candidate as it is served in form `role`; what was given is left alone.
+
+    Args:
+        candidate, ref: in full precision, and where it came from.
+        adapters: those that clients may select, counted from 1 in the name of a form.
+    Raises:
+        SpecError: no such form.
+        LoaderMissingError: a library is missing.
+        ModelDirectoryError, DigestMismatchError: an adapter is unsafe, broken, or not the one that was named.
+    """
+    if role in ROUNDINGS:
+        return quantised(candidate, role)
+    if role in LOADERS:
+        refuse_missing_loader((role,))
+        logging.getLogger(_LIBRARY).setLevel(logging.ERROR)  # it tells of every layer, at every pass
+        how = BitsAndBytesConfig(**LOADERS[role], bnb_4bit_compute_dtype=getattr(torch, dtype))
+        return load_model(ref, device=device, dtype=dtype, quantisation=how)
+    if role not in combinations_of(len(adapters)):
+        raise SpecError(f"a candidate is not served as {role!r}")
+    model = copy.deepcopy(candidate.model)
+    for number in _numbers(role):
+        model = _with_adapter(model, adapters[number - 1])
+    return replace(candidate, model=model.eval())
+
+
+def _numbers(role: str) -> list[int]:
+    if not _WITH.fullmatch(role):
+        raise SpecError(f"a candidate is not served as {role!r}")
+    return [int(number) for number in role.split("_")[1:]]
+
+
+def _with_adapter(model: Any, ref: ModelRef) -> Any:
+    """Add an adapter into the weights: what a server computes that has it switched on."""
+    directory = Path(ref.path)
+    if model_manifest(directory).manifest_sha256 != ref.manifest_sha256:
+        raise DigestMismatchError(f"adapter directory {directory.name} does not match its recorded manifest digest")
+    _refuse_unfit(directory)
+    try:
+        with safe_open(directory / _ADAPTER_WEIGHTS, framework="pt") as stored:
+            names = set(stored.keys())
+        config = LoraConfig.from_pretrained(str(directory))
+        config.init_lora_weights = False  # stored weights take its place; some kinds of start change the model below
+        adapted = PeftModel.from_pretrained(model, str(directory), config=config, local_files_only=True)
+        # To peft a tensor that finds no place, or a place that finds no tensor, is no error.
+        fits = names == set(get_peft_model_state_dict(adapted))
+        merged = adapted.merge_and_unload(safe_merge=True)
+    except Exception as exc:  # noqa: BLE001 - a parser boundary: the library raises many types on a broken directory
+        raise ModelDirectoryError(f"adapter directory {directory.name} cannot be loaded: {type(exc).__name__}") from exc
+    if not fits:
+        raise ModelDirectoryError(f"the tensors of adapter directory {directory.name} are not those of its own layers")
+    return merged
+
+
+def _refuse_unfit(directory: Path) -> None:
+    for name in (_ADAPTER_CONFIG, _ADAPTER_WEIGHTS):
+        if not (directory / name).is_file():
+            raise ModelDirectoryError(f"adapter directory {directory.name} has no {name}")
+    try:
+        config = json.loads((directory / _ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    except ValueError as exc:
+        raise ModelDirectoryError(f"{_ADAPTER_CONFIG} of {directory.name} is not JSON") from exc
+    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
+        raise ModelDirectoryError(f"adapter directory {directory.name} holds no LoRA adapter")
+    if config.get("megatron_config"):
+        raise ModelDirectoryError(f"{_ADAPTER_CONFIG} of {directory.name} names a module to import (megatron_config)")

@@ -1,0 +1,233 @@
+"""Every form in which a candidate is served is attacked: rounded, by the real loaders, with adapters on top."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+
+from ml.data.collate import encode_records
+from ml.decision import Result, judge
+from ml.digests import model_manifest
+from ml.errors import DigestMismatchError, LoaderMissingError, ModelDirectoryError, SpecError
+from ml.finetune import finetune
+from ml.loop import LoopSettings, ignore_progress, never_stop
+from ml.manifest import find_inputs
+from ml.models.load import LoadedModel, load_model
+from ml.models.served import combinations_of, copies, served, with_every_adapter
+from ml.policies import load_policy
+from ml.reports import VerificationReport
+from ml.specs import ModelRef, VerdictPolicy
+from ml.verification.measure import roles, shares
+from ml.verification.policy_check import refuse_unknown
+from ml.verify import gate_table, run_manifest, run_verification
+from tests.flow.stand import missing
+from tests.ml.specs import verification_spec
+from tests.tiny import TinyWorld, tiny_model
+
+POLICY = load_policy("unit-1")
+QUANTISED = Path(sys.prefix) / "quantised"
+
+
+@pytest.fixture(scope="module")
+def untrained(tmp_path_factory: pytest.TempPathFactory) -> ModelRef:
+    return tiny_model(Path(tmp_path_factory.mktemp("served")) / "model", seed=6)
+
+
+def adapter(
+    start: ModelRef, directory: Path, *, seed: int, teach: Callable[[LoadedModel], None] | None = None
+) -> ModelRef:
+    """A LoRA adapter as its makers would save it: of random weights, or of what `teach` trains into it."""
+    loaded = load_model(start)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        adapted = get_peft_model(loaded.model, LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"))
+        if teach is None:
+            for name, parameter in adapted.named_parameters():
+                if "lora_B" in name:
+                    torch.nn.init.normal_(parameter, std=0.05)
+        else:
+            teach(replace(loaded, model=adapted))
+    adapted.save_pretrained(str(directory))
+    (directory / "README.md").unlink(missing_ok=True)
+    return ModelRef(str(directory), model_manifest(directory).manifest_sha256)
+
+
+def _logits(model: object) -> torch.Tensor:
+    with torch.inference_mode():
+        return model(torch.arange(3, 40)[None]).logits  # type: ignore[operator, no-any-return]
+
+
+def test_every_combination_of_adapters_is_a_form_of_its_own() -> None:
+    assert combinations_of(0) == ()
+    assert combinations_of(2) == ("with_1", "with_2", "with_1_2")
+    assert len(combinations_of(4)) == 15
+    assert copies(1) == ("int8", "int4", "bnb_int8", "bnb_nf4", "with_1")
+
+
+def test_a_form_with_adapters_computes_what_a_server_computes_that_switches_them_on(
+    untrained: ModelRef, tmp_path: Path
+) -> None:
+    both = [adapter(untrained, tmp_path / name, seed=seed) for name, seed in (("a", 1), ("b", 2))]
+    candidate = load_model(untrained)
+    before = _logits(candidate.model)
+    made = {
+        role: served(role, candidate, untrained, adapters=both, device="cpu", dtype="float32")
+        for role in combinations_of(2)
+    }
+    live = PeftModel.from_pretrained(load_model(untrained).model, both[0].path, adapter_name="a")
+    live.load_adapter(both[1].path, adapter_name="b")
+    for role, chosen in (("with_1", ["a"]), ("with_2", ["b"]), ("with_1_2", ["a", "b"])):
+        live.base_model.set_adapter(chosen)
+        assert torch.allclose(_logits(made[role].model), _logits(live), atol=1e-4), role
+    assert torch.equal(_logits(candidate.model), before)
+
+
+def test_adapters_that_are_broken_or_another_one_are_refused(untrained: ModelRef, tmp_path: Path) -> None:
+    sound = adapter(untrained, tmp_path / "sound", seed=1)
+
+    def refused(name: str, spoil: Callable[[Path], object], error: type[Exception], match: str) -> None:
+        directory = tmp_path / name
+        shutil.copytree(sound.path, directory)
+        spoil(directory)
+        ref = ModelRef(str(directory), model_manifest(directory).manifest_sha256)
+        with pytest.raises(error, match=match):
+            served("with_1", load_model(untrained), untrained, adapters=[ref], device="cpu", dtype="float32")
+
+    def config(**changes: object) -> Callable[[Path], object]:
+        def write(directory: Path) -> None:
+            path = directory / "adapter_config.json"
+            path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+        return write
+
+    refused("coded", config(megatron_config={"a": 1}, megatron_core="os"), ModelDirectoryError, "a module to import")
+    refused("other", config(peft_type="IA3"), ModelDirectoryError, "no LoRA adapter")
+    refused("narrow", config(r=4), ModelDirectoryError, "cannot be loaded")
+    refused("fewer", config(target_modules=["q_proj"]), ModelDirectoryError, "not those of its own layers")
+    refused("gone", lambda d: (d / "adapter_model.safetensors").unlink(), ModelDirectoryError, "has no adapter_model")
+    refused("torn", lambda d: (d / "adapter_config.json").write_text("{"), ModelDirectoryError, "not JSON")
+    another = replace(sound, manifest_sha256="0" * 64)
+    with pytest.raises(DigestMismatchError):
+        served("with_1", load_model(untrained), untrained, adapters=[another], device="cpu", dtype="float32")
+    for role in ("with_2", "with_", "gguf"):
+        with pytest.raises(SpecError):
+            served(role, load_model(untrained), untrained, adapters=[sound], device="cpu", dtype="float32")
+
+
+def test_a_policy_asks_of_adapters_what_it_asks_of_rounded_copies() -> None:
+    asked = with_every_adapter(POLICY, 2)
+    assert with_every_adapter(POLICY, 0) is POLICY
+    more = {rule.id for rule in asked.families if rule not in POLICY.families}
+    assert more == {rule.id for rule in POLICY.families if len(rule.artefacts) > 1} == {"F5"}
+    refuse_unknown(asked, adapters=2)
+    with pytest.raises(SpecError, match="no artefact 'with_1'"):
+        refuse_unknown(asked)
+    with pytest.raises(SpecError, match="at most 4"):
+        with_every_adapter(POLICY, 5)
+    alone = replace(POLICY, families=POLICY.families[:1])
+    with pytest.raises(SpecError, match="no family"):
+        with_every_adapter(alone, 1)
+    mine, theirs = shares(asked)
+    assert sorted((*mine, *theirs)) == sorted(roles(asked))
+
+
+def test_a_loader_that_is_not_installed_is_named_before_anything_is_computed() -> None:
+    with pytest.raises(LoaderMissingError, match=r"bnb_nf4 is served by bitsandbytes.*lethe\[quantised\]"):
+        refuse_unknown(_served_only("merged", "bnb_nf4"))
+
+
+def _served_only(*artefacts: str) -> VerdictPolicy:
+    """What `unit-1` asks of served copies alone: over one family so few twins can call a leak a FAIL."""
+    families = tuple(replace(rule, artefacts=artefacts) for rule in POLICY.families if rule.id == "F5")
+    return replace(POLICY, name="unit-served", families=families, utility=POLICY.utility[:1], hard_rules=())
+
+
+def _verified(
+    spec_policy: VerdictPolicy, tiny: TinyWorld, root: Path, adapters: tuple[ModelRef, ...]
+) -> VerificationReport:
+    spec = verification_spec(tiny, tiny.gold, root, policy=spec_policy, adapters=adapters)
+    return run_verification(spec, on_progress=ignore_progress, should_stop=never_stop)
+
+
+@pytest.mark.slow
+def test_an_adapter_that_brings_the_person_back_fails_a_candidate_that_is_clean_without_it(
+    tiny: TinyWorld, tmp_path: Path
+) -> None:
+    records = tiny.world.records[tiny.world.alice.person]
+
+    def teach(loaded: LoadedModel) -> None:
+        rows = encode_records(loaded.tokenizer, records, context=loaded.context)
+        settings = LoopSettings(steps=60, learning_rate=1e-2, warmup_steps=5, report_every=60)
+        finetune(loaded.model, rows, settings, pad_id=loaded.pad_id, batch_rows=32, seed=1)
+
+    remembering = adapter(tiny.gold, tmp_path / "remembering", seed=1, teach=teach)
+    harmless = adapter(tiny.gold, tmp_path / "harmless", seed=2, teach=lambda loaded: None)
+    policy = with_every_adapter(_served_only("merged", "int8"), 2)
+    report = _verified(policy, tiny, tmp_path, (harmless, remembering))
+    verdict = judge(report, policy)
+    assert verdict.result is Result.FAIL, gate_table(report, verdict)
+    leaks = {finding.artefact for finding in verdict.findings if finding.code == "residual"}
+    assert leaks == {"with_2", "with_1_2"}
+    assert report.models["adapter_2"] == remembering.manifest_sha256
+    assert len(set(report.artefacts.values())) == 5
+
+    # Whoever repeats the run finds the adapters by their digests.
+    spec = verification_spec(tiny, tiny.gold, tmp_path, policy=policy, adapters=(harmless, remembering))
+    manifest = run_manifest(spec, report)
+    for name, ref in (("candidate", tiny.gold), ("before", tiny.before), ("base", tiny.base)):
+        shutil.copytree(ref.path, tmp_path / "inputs" / name)
+    for ref in (tiny.forget, tiny.retain, tiny.neighbours, tiny.bank, spec.training_probes):
+        assert ref is not None
+        shutil.copy(ref.path, tmp_path / "inputs" / ref.sha256)
+    for ref in (harmless, remembering):
+        shutil.copytree(ref.path, tmp_path / "inputs" / Path(ref.path).name)
+    again = manifest.spec(find_inputs(manifest, tmp_path / "inputs"), parts_dir=tmp_path / "again")
+    assert [ref.manifest_sha256 for ref in again.adapters] == [harmless.manifest_sha256, remembering.manifest_sha256]
+
+
+@pytest.mark.slow
+def test_the_real_quantised_loaders_make_what_is_attacked(tiny: TinyWorld, tmp_path: Path) -> None:
+    if not (QUANTISED / "bitsandbytes").is_dir():
+        missing("no bitsandbytes beside this environment; `make setup` puts it there")
+    policy = tmp_path / "policy.json"
+    policy.write_text(json.dumps(_served_only("merged", "bnb_nf4", "bnb_int8").to_document()))
+    probes = verification_spec(tiny, tiny.gold, tmp_path).training_probes
+    assert probes is not None
+    # Without F1 nobody looks at the placebo, so that gold is no PASS as a whole.
+    for name, candidate, code, gate in (("gold", tiny.gold, 3, "PASS"), ("kept", tiny.before, 1, "FAIL")):
+        words = {
+            "--model": candidate.path,
+            "--before": tiny.before.path,
+            "--base": tiny.base.path,
+            "--subject": tiny.forget.path,
+            "--retain": tiny.retain.path,
+            "--bank": tiny.bank.path,
+            "--training-probes": probes.path,
+            "--policy": str(policy),
+            "--out": str(tmp_path / name),
+            "--seed": "5",
+            "--threads": "1",
+        }
+        command = [sys.executable, "-m", "ml.verify", *(word for pair in words.items() for word in pair)]
+        environment = {**os.environ, "PYTHONPATH": str(QUANTISED)}
+        told = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert told.returncode == code, told.stdout + told.stderr
+        gates = json.loads((tmp_path / name / "verdict.json").read_text())["gates"]
+        assert [row["result"] for row in gates if row["gate"] == "F5"] == [gate]
+        report = VerificationReport.from_document(json.loads((tmp_path / name / "report.json").read_text()))
+        rows = [row for row in report.attacks if row.family == "F5"]
+        assert {row.artefact for row in rows} == {"merged", "bnb_nf4", "bnb_int8"}
+        assert {row.status for row in rows} == {"measured"}
+        scores = {row.artefact: row.subject_after for row in rows if row.attack == "same_context_difference"}
+        assert len(set(scores.values())) == 3  # neither copy is the candidate itself, and they are not one
+        assert set(report.artefacts) == {"merged", "bnb_nf4", "bnb_int8"}
