@@ -1,7 +1,7 @@
 """Python modules of a deployer's own, named by `LETHE_VALUE_KINDS`: each registers kinds of values when it is imported.
 
-Every process that compares values imports them (`ml.data.values` does), so that a second process, a worker and a web
-process know the same kinds. Standard library only.
+Every process that compares values imports them (`ml.data.values` does), so that a second process and every worker know
+the same kinds. A module's digest is part of the code's; tables it draws from belong inside it. Standard library only.
 """
 
 from __future__ import annotations
@@ -36,15 +36,17 @@ def import_plugins() -> None:
     for name in plugin_sources():
         try:
             importlib.import_module(name)
-        except Exception as exc:  # the code of somebody else: whatever it raises, the module must be named
-            raise SpecError(f"{VARIABLE} names {name}, which fails when it is imported: {type(exc).__name__}") from exc
+        except Exception as exc:  # noqa: BLE001 - somebody else's code may raise anything; its words are not repeated
+            kind = type(exc).__name__
+            raise SpecError(f"{VARIABLE} names {name}, which fails when it is imported: {kind}") from None
 
 
 def _source(name: str) -> Path:
     try:
-        found = importlib.util.find_spec(name)
+        # A dotted name would import what stands before the dot.
+        found = None if "." in name else importlib.util.find_spec(name)
     except (ImportError, ValueError):
         found = None
-    if found is None or found.origin is None or found.submodule_search_locations is not None:
+    if found is None or not found.has_location or found.submodule_search_locations is not None:
         raise SpecError(f"{VARIABLE} names {name}; give the name of one module, a single file on Python's path")
-    return Path(found.origin)
+    return Path(str(found.origin))

@@ -182,8 +182,8 @@ class EnergyPicture:
 class RelearningCurve:
     """How well the facts that are not taught are known while an attacker teaches the others again, at one moment.
 
-    Scores are mean same-context differences in nats (larger is more familiar) after each of `epochs`; the twins' are
-    given by their mean and standard deviation.
+    Scores are mean same-context differences in nats (larger is more familiar) after each of `epochs`, against fewer
+    value swaps than the verdict reads; the twins' are given by their mean and standard deviation.
     """
 
     moment: Literal["before", "after"]
@@ -198,8 +198,9 @@ class RelearningCurve:
 class FactRoc:
     """How well one attack tells the subject's facts from the twins' on the model before, or on the candidate.
 
-    `twins` and `subject` are the shares of facts above falling thresholds, from 0 to 1; from one point to the next come
-    no facts of a sample, or at least `MINIMUM_BIN`. `area` is over all facts: 0.5 tells nothing.
+    `twins` and `subject` are the shares of facts above falling thresholds, from 0 to 1. Thresholds are quantiles of the
+    twins' facts, and from one point to the next come no facts of a sample, or at least `MINIMUM_BIN`: no point tells
+    where a single fact stands. `area` is over all facts: 0.5 tells nothing.
     """
 
     family: str

@@ -28,6 +28,8 @@ GROUPS: Final = (
     "separation",
     "probe_sets",
     "notes",
+    "relearning",
+    "rocs",
 )
 UNCOMPARED: Final = ("environment", "cpu_seconds")
 # What tells the rows of a report apart.

@@ -20,7 +20,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -50,7 +50,7 @@ from ml.models.load import load_rewriter, model_ref
 from ml.models.served import identity, with_every_adapter
 from ml.pictures.page import evidence_page
 from ml.policies import load_policy, read_policy
-from ml.reports import AttackResult, ProbeSet, RedTeamReport, VerificationReport
+from ml.reports import AttackResult, FactRoc, ProbeSet, RedTeamReport, VerificationReport
 from ml.specs import (
     FileRef,
     ProgressCallback,
@@ -108,6 +108,7 @@ def run_verification(
         return _unattainable_report(spec, hopeless)
     bench = bench_for([spec], on_progress=on_progress, should_stop=should_stop)
     bench.models.refuse_other_tokenizers()
+    bench.models.refuse_unfit_adapters()
     _measure(bench, processes)
     return replace(_assembled(bench), cpu_seconds=_cpu_seconds(bench, started))
 
@@ -138,6 +139,7 @@ def run_verifications(
         return tuple(_unattainable_report(spec, hopeless) for spec in specs)
     whole, benches = pooled_benches(specs, pool, on_progress=on_progress, should_stop=should_stop)
     whole.models.refuse_other_tokenizers()
+    whole.models.refuse_unfit_adapters()
     _measure(whole, processes, others=[spec for spec in specs if spec is not whole.spec])
     reports = [_assembled(bench) for bench in benches]
     return tuple(
@@ -185,8 +187,17 @@ def _assembled(bench: Bench) -> VerificationReport:
         probe_sets=_probe_sets(bench),
         notes=_notes(bench),
         relearning=tuple(relearning_curves(bench)),
-        rocs=tuple({(c.attack, c.moment): c for f in reversed(families.values()) for c in f.rocs()}.values()),
+        rocs=tuple(_rocs(families.values())),
     )
+
+
+def _rocs(families: Iterable[Family]) -> Iterator[FactRoc]:
+    """The curves of each attack, of the first family that it is a primary of."""
+    seen: set[str] = set()
+    for family in families:
+        curves = [curve for curve in family.rocs() if curve.attack not in seen]
+        seen |= {curve.attack for curve in curves}
+        yield from curves
 
 
 def _measure(bench: Bench, processes: int, *, others: Sequence[VerificationSpec] = ()) -> None:
@@ -297,37 +308,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if len(options.subject) > 1:
             return _verify_together(options)
         spec = _spec(options, options.subject[0], run_id=options.out.name)
+        gold = None if options.gold is None else model_ref(options.gold)
         if options.tier == "redteam":
             check_budget(_budget(spec.policy, options), families=len(RED_TEAM), alpha=spec.policy.alpha)
         report = run_verification(
             spec, on_progress=print_progress, should_stop=lambda: False, processes=options.processes
         )
-        verdict, red, gold = judge(report, spec.policy), None, None
+        verdict, red = judge(report, spec.policy), None
         if options.tier == "redteam":
             red = run_red_team(
                 spec, _budget(spec.policy, options), on_progress=print_progress, should_stop=lambda: False
             )
             verdict = lowered(verdict, red_team_findings(red, report, spec.policy))
-        if options.gold is not None:
-            gold = _measure_gold(spec, options)
-        record(options.out, spec, report, verdict, gold=gold)
+        record(options.out, spec, report, verdict)
         if red is not None:
             write_document(options.out / "red_team.json", red.to_document())
             sys.stdout.write(red_team_table(red))
+        sys.stdout.write(gate_table(report, verdict))
+        if gold is not None:
+            best = _measure_gold(replace(spec, candidate=gold), options)
+            record(options.out, spec, report, verdict, gold=best)
     except MlError as exc:
         sys.stderr.write(f"{exc.code}: {exc}\n")
         return USAGE_ERROR
-    sys.stdout.write(gate_table(report, verdict))
-    if gold is not None:
-        sys.stdout.write(f"gold under the same policy: {judge(gold, spec.policy).result}\n")
     return EXIT_CODES[verdict.result]
 
 
 def _measure_gold(spec: VerificationSpec, options: argparse.Namespace) -> VerificationReport:
     """The same verification of a model that never learned from the subject; what both share is measured once."""
-    own = replace(spec, candidate=model_ref(options.gold))
-    report = run_verification(own, on_progress=print_progress, should_stop=lambda: False, processes=options.processes)
-    record(options.out / "gold", own, report, judge(report, own.policy))
+    report = run_verification(spec, on_progress=print_progress, should_stop=lambda: False, processes=options.processes)
+    verdict = judge(report, spec.policy)
+    record(options.out / "gold", spec, report, verdict)
+    sys.stdout.write(f"gold under the same policy: {verdict.result}\n")
     return report
 
 
@@ -459,6 +471,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _spec(options: argparse.Namespace, subject: Path, *, run_id: str) -> VerificationSpec:
     options.out.mkdir(parents=True, exist_ok=True)
+    if options.adapter and options.tier == "fast":
+        raise SpecError("the fast tier attacks full weights alone; leave --tier fast or --adapter out")
     own = options.policy.endswith(".json")
     policy = read_policy(Path(options.policy)) if own else load_policy(options.policy)
     return VerificationSpec(

@@ -49,6 +49,10 @@ class DrawsAlike(Protocol):
         """Draw a value about as common as `value`."""
         ...
 
+    def alike(self, first: str, second: str, *, locale: str = "en") -> bool:
+        """Whether two values are about as common as each other."""
+        ...
+
 
 VALUE_TYPES: Registry[ValueType] = Registry("value type")
 
@@ -416,10 +420,14 @@ class CountedNames:
         return " ".join(rng.choices(list(table), list(table.values()))[0] for table in (given, family))
 
     def sample_like(self, value: str, rng: random.Random, *, locale: str = "en") -> str:
-        """Draw a given and a family name of the bands of the first and the last word of `value`."""
-        words = value.split() or [""]
-        tables = zip((words[0], words[-1]), self._tables(locale), strict=True)
+        """Draw a given and a family name of the bands of the given and the family name of `value`."""
+        tables = zip(_given_and_family(value), self._tables(locale), strict=True)
         return " ".join(rng.choice(_as_common(word, table)) for word, table in tables)
+
+    def alike(self, first: str, second: str, *, locale: str = "en") -> bool:
+        """Whether given and family names are of the same bands."""
+        pairs = zip(_given_and_family(first), _given_and_family(second), self._tables(locale), strict=True)
+        return all(_band_of(one, table) == _band_of(other, table) for one, other, table in pairs)
 
     def normalise(self, text: str) -> str:
         return _SPELLINGS_OF_NAMES.normalise(text)
@@ -446,14 +454,16 @@ def _entropy(table: Mapping[str, int]) -> float:
     return -sum(count / total * math.log2(count / total) for count in table.values())
 
 
-def _as_common(word: str, table: Mapping[str, int]) -> list[str]:
-    """The names of a table whose counts are of the same power of two, or of those next to it where these are few.
+def _given_and_family(name: str) -> tuple[str, str]:
+    """The first and the last word of a name, in either order, without titles; one word stands for both."""
+    family, comma, given = name.partition(",")
+    words = [word for word in fold(f"{given} {family}" if comma else name).split() if word not in _TITLES] or [""]
+    return words[0], words[-1]
 
-    A name that the table does not have is rarer than all that it has.
-    """
-    counts = {fold(name): count for name, count in table.items()}
-    band = _band(counts.get(fold(word), min(counts.values())))
-    width = 0
+
+def _as_common(word: str, table: Mapping[str, int]) -> list[str]:
+    """The names of the same band as `word`, or of those next to it where these are few."""
+    band, width = _band_of(word, table), 0
     while True:
         names = [name for name, count in table.items() if abs(_band(count) - band) <= width]
         if len(names) >= min(FEWEST_ALIKE, len(table)):
@@ -461,7 +471,14 @@ def _as_common(word: str, table: Mapping[str, int]) -> list[str]:
         width += 1
 
 
+def _band_of(word: str, table: Mapping[str, int]) -> int:
+    """The band of a name in any spelling; one that the table does not have is rarer than all that it has."""
+    count = sum(count for name, count in table.items() if fold(name) == fold(word))
+    return _band(count or min(table.values()))
+
+
 def _band(count: int) -> int:
+    """Counts of one power of two are about as common."""
     return count.bit_length()
 
 

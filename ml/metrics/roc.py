@@ -31,35 +31,39 @@ def auroc_interval(higher: Tensor, lower: Tensor, *, alpha: float = 0.05) -> Bou
     return Bounds(area, max(0.0, area - reach), min(1.0, area + reach))
 
 
-MOST_POINTS: Final = 40
+MOST_STEPS: Final = 20
 
 
 def roc_points(higher: Tensor, lower: Tensor, *, at_least: int) -> list[tuple[float, float]]:
     """Shares of `lower` and of `higher` above falling thresholds: (n,) and (m,), from (0, 0) to (1, 1).
 
-    From one point to the next come no values of a sample, or `at_least` of them and a 40th part: so no point tells of a
-    single value, and every point is exact.
+    Thresholds are quantiles of `lower` alone, so that no point tells where a single value of `higher` stands; and from
+    one point to the next come no values of a sample, or `at_least`. Every point is exact.
 
     Raises:
         EmptySetError: a sample has fewer values than that.
     """
-    samples = [np.sort(sample.double().numpy()) for sample in (lower, higher)]
-    steps = [max(at_least, len(sample) // MOST_POINTS) for sample in samples]
-    if any(len(sample) < at_least for sample in samples):
+    ours, theirs = (np.sort(sample.double().numpy()) for sample in (higher, lower))
+    if min(len(ours), len(theirs)) < at_least:
         raise EmptySetError(f"a curve needs at least {at_least} values on both sides")
-    thresholds = np.unique(np.concatenate(samples))[::-1]
-    above = np.stack([len(sample) - np.searchsorted(sample, thresholds, "left") for sample in samples], axis=1)
-    sizes = np.array([len(sample) for sample in samples])
-    points, last = [np.zeros(2, dtype=int)], np.zeros(2, dtype=int)
+    steps = min(MOST_STEPS, len(theirs) // at_least)
+    cuts = [theirs[len(theirs) - step * len(theirs) // steps] for step in range(1, steps)]
+    above = [(0, len(ours) - int(np.searchsorted(ours, theirs[-1], "right")))]
+    above += [_not_below(theirs, ours, cut) for cut in cuts]
+    points, last = [(0, 0)], (0, 0)
     for counts in above:
-        moved, ahead = counts - last, sizes - counts
-        whole = all(
-            n == 0 or n >= step for n, step in [*zip(moved, steps, strict=True), *((n, at_least) for n in ahead)]
-        )
-        if whole and moved.any() and ahead.any():
+        moved = [now - then for now, then in zip(counts, last, strict=True)]
+        ahead = [len(theirs) - counts[0], len(ours) - counts[1]]
+        if any(moved) and any(ahead) and all(n == 0 or n >= at_least for n in (*moved, *ahead)):
             points.append(counts)
             last = counts
-    return [(float(x), float(y)) for x, y in (point / sizes for point in [*points, sizes])]
+    return [(x / len(theirs), y / len(ours)) for x, y in (*points, (len(theirs), len(ours)))]
+
+
+def _not_below(theirs: Array, ours: Array, cut: float) -> tuple[int, int]:
+    """How many of each are at or above a threshold; both ascending."""
+    first, second = (len(sample) - int(np.searchsorted(sample, cut, "left")) for sample in (theirs, ours))
+    return first, second
 
 
 def _placements(values: Array, others: Array) -> Array:

@@ -95,6 +95,18 @@ def _refuse_remote_code(directory: Path) -> None:
             raise ModelDirectoryError(f"model file {path.name} is not JSON") from exc
         if isinstance(document, dict) and "auto_map" in document:
             raise ModelDirectoryError(f"model file {path.name} asks for remote code (auto_map); remove that entry")
+        if path.name == "config.json" and _asks("quantization_config", document):
+            raise ModelDirectoryError(
+                f"the weights of {directory.name} say themselves how they are quantised (quantization_config), which "
+                "overrides how they are attacked; release full weights, and name the served forms in the policy"
+            )
+
+
+def _asks(key: str, document: object) -> bool:
+    """Whether `key` stands anywhere in a configuration, in that of a part of the model too."""
+    if isinstance(document, dict):
+        return document.get(key) is not None or any(_asks(key, value) for value in document.values())
+    return isinstance(document, list) and any(_asks(key, value) for value in document)
 
 
 def _load_weights(directory: Path, kind: Any, dtype: str, how: Mapping[str, Any]) -> Any:

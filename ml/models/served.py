@@ -29,7 +29,7 @@ from ml.digests import model_manifest
 from ml.documents import Json
 from ml.errors import DigestMismatchError, LoaderMissingError, ModelDirectoryError, SpecError
 from ml.models.load import LoadedModel, load_model
-from ml.models.quantise import GROUP, ROUNDINGS, quantised
+from ml.models.quantise import GROUP, ROUNDINGS, linear_layers, quantised
 from ml.specs import ModelRef, VerdictPolicy
 
 LOADERS: Final[Mapping[str, Mapping[str, Any]]] = {
@@ -37,9 +37,12 @@ LOADERS: Final[Mapping[str, Mapping[str, Any]]] = {
     "bnb_nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
 }
 MOST_ADAPTERS: Final = 4
+_OTHER_ADAPTERS: Final = "Adapters other than those named, and these at another scale, unmerged, or on rounded copies."
+_NO_LONGER_UNTESTED: Final = ("Adapter combinations and scalings", "Adapter scalings")
 _LIBRARY: Final = "bitsandbytes"
 _WITH: Final = re.compile(r"with(_[1-9])+")
 _ADAPTER_CONFIG: Final = "adapter_config.json"
+_PLAIN_STARTS: Final = (True, False, "gaussian")
 _ADAPTER_WEIGHTS: Final = "adapter_model.safetensors"
 
 
@@ -49,7 +52,13 @@ def copies(adapters: int) -> tuple[str, ...]:
 
 
 def combinations_of(adapters: int) -> tuple[str, ...]:
-    """The names of all combinations of so many adapters, smaller ones first."""
+    """The names of all combinations of so many adapters, smaller ones first.
+
+    Raises:
+        SpecError: there are more than `MOST_ADAPTERS`.
+    """
+    if adapters > MOST_ADAPTERS:
+        raise SpecError(f"{adapters} adapters have too many combinations; name at most {MOST_ADAPTERS}")
     numbers = range(1, 1 + adapters)
     return tuple("_".join(["with", *map(str, chosen)]) for size in numbers for chosen in combinations(numbers, size))
 
@@ -62,16 +71,15 @@ def with_every_adapter(policy: VerdictPolicy, adapters: int) -> VerdictPolicy:
     """
     if not adapters:
         return policy
-    if adapters > MOST_ADAPTERS:
-        raise SpecError(f"{adapters} adapters have too many combinations; name at most {MOST_ADAPTERS}")
+    every = combinations_of(adapters)
     asked = [rule for rule in policy.families if len(rule.artefacts) > 1]
     if not asked:
         raise SpecError(f"no family of verdict policy {policy.name} is about served copies; use one that has some")
     families = tuple(
-        replace(rule, artefacts=(*rule.artefacts, *combinations_of(adapters))) if rule in asked else rule
-        for rule in policy.families
+        replace(rule, artefacts=(*rule.artefacts, *every)) if rule in asked else rule for rule in policy.families
     )
-    return replace(policy, name=f"{policy.name}-with-adapters", families=families)
+    left = (_OTHER_ADAPTERS, *(sentence.replace(*_NO_LONGER_UNTESTED) for sentence in policy.not_tested))
+    return replace(policy, name=f"{policy.name}-with-adapters", families=families, not_tested=left)
 
 
 def refuse_missing_loader(artefacts: Iterable[str]) -> None:
@@ -90,13 +98,24 @@ def identity(role: str, adapters: Sequence[ModelRef] = ()) -> dict[str, Json]:
         return {"rounding": role, "group": GROUP if role == "int4" else None}
     if role in LOADERS:
         return {"loader": role, _LIBRARY: importlib.metadata.version(_LIBRARY)}
-    return {"adapters": [adapters[number - 1].manifest_sha256 for number in _numbers(role)]}
+    chosen: list[Json] = [adapters[number - 1].manifest_sha256 for number in _numbers(role)]
+    return {"adapters": chosen, "peft": importlib.metadata.version("peft")}
+
+
+def versions(artefacts: Iterable[str]) -> dict[str, str]:
+    """The libraries that make the named forms, for a report to state."""
+    named = set(artefacts)
+    needed = {_LIBRARY: not named.isdisjoint(LOADERS), "peft": any(map(_WITH.fullmatch, named))}
+    return {library: importlib.metadata.version(library) for library, is_needed in needed.items() if is_needed}
 
 
 def served(
     role: str, candidate: LoadedModel, ref: ModelRef, *, adapters: Sequence[ModelRef], device: str, dtype: str
 ) -> LoadedModel:
     """The candidate as it is served in form `role`; what was given is left alone.
+
+    The 8-bit loader chooses some columns over a whole batch, as it does when it serves: a score depends a little on the
+    texts beside it, the subject's as the twins'.
 
     Args:
         candidate, ref: in full precision, and where it came from.
@@ -112,13 +131,32 @@ def served(
         refuse_missing_loader((role,))
         logging.getLogger(_LIBRARY).setLevel(logging.ERROR)  # it tells of every layer, at every pass
         how = BitsAndBytesConfig(**LOADERS[role], bnb_4bit_compute_dtype=getattr(torch, dtype))
-        return load_model(ref, device=device, dtype=dtype, quantisation=how)
+        loaded = load_model(ref, device=device, dtype=dtype, quantisation=how)
+        _refuse_unquantised(loaded.model, role)
+        return loaded
     if role not in combinations_of(len(adapters)):
         raise SpecError(f"a candidate is not served as {role!r}")
     model = copy.deepcopy(candidate.model)
     for number in _numbers(role):
         model = _with_adapter(model, adapters[number - 1])
     return replace(candidate, model=model.eval())
+
+
+def _refuse_unquantised(model: Any, role: str) -> None:
+    """A loader that passes a layer over would have it attacked as if it had been rounded."""
+    kept = [name for name, layer in linear_layers(model).items() if not type(layer).__module__.startswith(_LIBRARY)]
+    if kept:
+        raise ModelDirectoryError(f"{len(kept)} layers of artefact {role} were left as they are, {kept[0]} first")
+
+
+def _untie(model: Any) -> None:
+    """Give the output layer weights of its own: its adapter changes that layer alone, and theirs the token vectors."""
+    head, vectors = (
+        getattr(layer, "base_layer", layer) for layer in (model.get_output_embeddings(), model.get_input_embeddings())
+    )
+    if head is not None and head.weight is vectors.weight:
+        head.weight = torch.nn.Parameter(head.weight.detach().clone())
+        model.config.tie_word_embeddings = False
 
 
 def _numbers(role: str) -> list[int]:
@@ -137,10 +175,13 @@ def _with_adapter(model: Any, ref: ModelRef) -> Any:
         with safe_open(directory / _ADAPTER_WEIGHTS, framework="pt") as stored:
             names = set(stored.keys())
         config = LoraConfig.from_pretrained(str(directory))
-        config.init_lora_weights = False  # stored weights take its place; some kinds of start change the model below
+        config.base_model_name_or_path = None  # peft would look that name up, on a hub if it is nowhere else
         adapted = PeftModel.from_pretrained(model, str(directory), config=config, local_files_only=True)
-        # To peft a tensor that finds no place, or a place that finds no tensor, is no error.
-        fits = names == set(get_peft_model_state_dict(adapted))
+        # To peft a tensor that finds no place, or a place that finds no tensor, is no error. With an adapter of the
+        # output layer the weights below it are saved too.
+        forms = (get_peft_model_state_dict(adapted, save_embedding_layers=also) for also in (False, True))
+        fits = names in map(set, forms)
+        _untie(adapted.get_base_model())
         merged = adapted.merge_and_unload(safe_merge=True)
     except Exception as exc:  # noqa: BLE001 - a parser boundary: the library raises many types on a broken directory
         raise ModelDirectoryError(f"adapter directory {directory.name} cannot be loaded: {type(exc).__name__}") from exc
@@ -161,3 +202,8 @@ def _refuse_unfit(directory: Path) -> None:
         raise ModelDirectoryError(f"adapter directory {directory.name} holds no LoRA adapter")
     if config.get("megatron_config"):
         raise ModelDirectoryError(f"{_ADAPTER_CONFIG} of {directory.name} names a module to import (megatron_config)")
+    if config.get("init_lora_weights", True) not in _PLAIN_STARTS:
+        raise ModelDirectoryError(
+            f"the adapter of {directory.name} starts by changing the model below it (init_lora_weights); convert it to "
+            "a plain LoRA adapter"
+        )

@@ -186,14 +186,14 @@ def _relearning(report: VerificationReport, policy: VerdictPolicy) -> Section:
     pictures = tuple(_score_pictures(row for row in report.attacks if row.family in taught))
     notes = [
         f"An attacker teaches the model {budget.share:.0%} of the facts again, for {budget.epochs} epochs, and asks "
-        "for the others. The verdict rests on the last epoch."
+        "for the others. The verdict rests on the last epoch, and reads more value swaps than the curve does."
     ]
     if curves := report.relearning:
         svg = curve_svg(curves, title=_CURVE_TITLE, element_id="relearning-curve")
         drawn = Picture(_CURVE_TITLE, svg, curve_summary(curves), CURVE_HEAD, tuple(curve_rows(curves)))
         pictures = (drawn, *pictures)
-    else:
-        notes.append("This evidence holds no curve over the epochs.")
+    for moment in (moment for moment in MOMENTS if moment not in {curve.moment for curve in curves}):
+        notes.append(f"This evidence holds no curve over the epochs {moment} deletion.")
     said = tuple(notes) if pictures else ("No relearning was measured.",)
     return Section("relearning", "Relearning", pictures, said)
 

@@ -1,7 +1,7 @@
 """All measurements of one verification, each a part that is measured once and then read from disk.
 
-Roles are the models measured: "before", "base", "merged" (the candidate in full precision) and its rounded copies
-"int8" and "int4". One model is in memory at a time, besides the candidate while a copy of it is made.
+Roles are the models measured: "before", "base", "merged" (the candidate in full precision) and the other forms in which
+it is served (`ml.models.served`). One model is in memory at a time, besides the candidate while a copy of it is made.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ from ml.data.choices import read_choices
 from ml.data.collate import EncodedText, encode_records, encode_text
 from ml.data.dossiers import known_values
 from ml.data.records import read_records
-from ml.digests import code_sha256
+from ml.digests import code_sha256, document_sha256
 from ml.documents import Json, plain_object
-from ml.errors import RunStoppedError, TokenizerMismatchError
+from ml.errors import EmptySetError, RunStoppedError, TokenizerMismatchError
 from ml.metrics.fluency import opening_log_probability, weighted_ngram_entropy
 from ml.models.backbone import model_device
 from ml.models.load import LoadedModel, load_model, tokenizer_sha256
-from ml.models.served import identity, served
+from ml.models.served import identity, served, versions
 from ml.specs import FileRef, ModelRef, Progress, ProgressCallback, Record, StopCheck, VerificationSpec
 from ml.verification.parts import Failure, Part, PartStore
 from ml.verification.plan import Plan, Question
@@ -92,8 +92,7 @@ class Models:
         if role in self._loaded:
             return self._loaded[role]
         if role not in self._refs:
-            where = {"device": self._device, "dtype": self._dtype}
-            loaded = served(role, self.model("merged"), self.ref("merged"), adapters=self._adapters, **where)
+            loaded = self._served(role)
             held = self._loaded if self._keep else {"merged": self._loaded["merged"]}
             self._loaded = {**held, role: loaded}
             return loaded
@@ -101,6 +100,10 @@ class Models:
             self._loaded.clear()
         self._loaded[role] = load_model(self.ref(role), device=self._device, dtype=self._dtype)
         return self._loaded[role]
+
+    def _served(self, role: str) -> LoadedModel:
+        where = {"device": self._device, "dtype": self._dtype}
+        return served(role, self.model("merged"), self.ref("merged"), adapters=self._adapters, **where)
 
     def identity(self, role: str) -> dict[str, Json]:
         """What decides a role's weights: the files of its directory, and how it is served."""
@@ -118,6 +121,11 @@ class Models:
         for role in self._refs:
             if role != "merged" and tokenizer_sha256(self.model(role)) != expected:
                 raise TokenizerMismatchError(f"the tokenizer of the {role} model is not the candidate's")
+
+    def refuse_unfit_adapters(self) -> None:
+        """Raise the error of the first adapter that cannot be put on the candidate, before anything is measured."""
+        for number in range(1, 1 + len(self._adapters)):
+            self._served(f"with_{number}")
 
 
 class Bench:
@@ -274,7 +282,8 @@ class Bench:
         budget = plain_object(self.spec.policy.relearning)
         persons = range(self.persons_for("relearned"))
         depends: dict[str, Json] = {"relearning": budget, "taught": len(persons)}
-        return self.part("relearned", role, lambda share: self._relearn(role, persons, share), depends)
+        watched = watched_epochs(self.spec.policy.relearning.epochs)
+        return self.part("relearned", role, lambda share: self._relearn(role, persons, share, watched=watched), depends)
 
     def further(self, reads: str, role: str) -> Part | Failure:
         """What `answers` or `relearned` left out: the same of every twin that no family asked for at first.
@@ -286,7 +295,7 @@ class Bench:
             "answers": lambda share: {
                 "hits": self._ask(role, self.asked(self.plan.questions, rest), share, settle=0)["hits"]
             },
-            "relearned": lambda share: self._relearn(role, rest, share),
+            "relearned": lambda share: self._relearn(role, rest, share, watched=()),
         }
         depends: dict[str, Json] = {
             "first": rest.start,
@@ -423,21 +432,26 @@ class Bench:
         rows = losses.split([1 + len(q.wrong) for q in questions])
         return torch.tensor([float(row[0] < row[1:].min()) for row in rows])
 
-    def _relearn(self, role: str, persons: range, share: int) -> Mapping[str, Tensor]:
-        """Teach everybody the same half of their facts again, as many persons together as memory takes."""
+    def _relearn(self, role: str, persons: range, share: int, *, watched: Sequence[int]) -> Mapping[str, Tensor]:
+        """Teach everybody the same half of their facts again, as many persons together as memory takes.
+
+        Raises:
+            EmptySetError: the person has too few facts: nothing is taught, or nothing is left to ask.
+        """
+        if not 0 < len(self.plan.relearned) < len(self.plan.facts):
+            raise EmptySetError("relearning needs facts to teach and others to ask; this person has too few")
         size = max(1, PERSONS_AT_ONCE // share)
         groups = [persons[start : start + size] for start in range(0, len(persons), size)]
-        measured = [self._relearn_group(role, group, share) for group in groups]
+        measured = [self._relearn_group(role, group, share, watched) for group in groups]
         return {name: torch.cat([group[name] for group in measured]) for name in measured[0]}
 
-    def _relearn_group(self, role: str, group: range, share: int) -> Mapping[str, Tensor]:
+    def _relearn_group(self, role: str, group: range, share: int, watched: Sequence[int]) -> Mapping[str, Tensor]:
         loaded, facts, taught = self.model(role), self.plan.facts, set(self.plan.relearned)
         lessons = [i for i, attribute in enumerate(facts) if attribute in taught]
         held = [i for i, attribute in enumerate(facts) if attribute not in taught]
         asked = [self.contests[person * len(facts) + i] for person in group for i in held]
         few = [ValueContest(contest.prompt, contest.values[: 1 + CURVE_SWAPS]) for contest in asked]
         owner = torch.arange(len(group)).repeat_interleave(len(held))
-        watched = watched_epochs(self.spec.policy.relearning.epochs)
         curve: list[Tensor] = []
 
         def scored(adapters: PersonalAdapters, contests: Sequence[ValueContest]) -> Tensor:
@@ -462,7 +476,8 @@ class Bench:
             after_epoch=watch,
         )
         with adapters.attached():
-            return {"log_probs": scored(adapters, asked), "curve": torch.stack(curve, dim=1)}
+            known = {"log_probs": scored(adapters, asked)}
+        return known | ({"curve": torch.stack(curve, dim=1)} if watched else {})
 
     def _judge_answers(self, answers: Part, share: int) -> Mapping[str, Tensor]:
         chosen = self.fluency_rows
@@ -525,6 +540,7 @@ def environment(spec: VerificationSpec) -> dict[str, str]:
         "metrics_mode": "native",
         "threads": str(torch.get_num_threads()),
         "code_sha256": code_sha256(),
+        **versions(artefact for rule in spec.policy.families for artefact in rule.artefacts),
     }
 
 
@@ -543,13 +559,20 @@ def _inputs(spec: VerificationSpec, plan: Plan, tokenizer: str) -> dict[str, Jso
         "question_bank": spec.question_bank.sha256,
         "tokenizer": tokenizer,
         "seed": spec.seed,
-        "twins": len(plan.twins),
-        "swaps": spec.policy.swaps,
+        "drawn": _drawn_sha256(plan),
         "device": spec.device,
         "dtype": spec.dtype,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
+
+
+def _drawn_sha256(plan: Plan) -> str:
+    """Digest of whom and of what the texts are: kinds of values may draw from tables that no digest of code covers."""
+    twins: list[Json] = [[twin.name, dict(twin.values)] for twin in plan.twins]
+    swaps: dict[str, Json] = {attribute: list(values) for attribute, values in plan.swaps.items()}
+    texts: list[Json] = [record.text for record in (*plan.texts, *plan.contests.values())]
+    return document_sha256({"twins": twins, "swaps": [[a, values] for a, values in swaps.items()], "texts": texts})
 
 
 def _with_less_memory(measure: Callable[[int], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:

@@ -126,7 +126,7 @@ def make_plan(spec: VerificationSpec) -> Plan:
     facts = tuple(wording.contests)
     corpus = [*forget, *retain, *bystanders]
     factory = strangers_of(bank, seeded(spec.seed, "twins"), corpus)
-    twins = draw_twins(factory, subject.types, range(1, 1 + most_twins(spec.policy)), alike=(subject.name,))
+    twins = draw_twins(factory, subject.types, range(1, 1 + most_twins(spec.policy)), like=subject.name)
     swaps = draw_swaps(factory, subject.types, facts, spec.policy.swaps)
     questions = choose_questions(subject, wording.reworded, facts, limit=spec.policy.generation_prompts)
     real, blind = blind_texts([*retain, *bystanders], factory, seeded(spec.seed, "blind"))
@@ -187,7 +187,7 @@ def make_sweep_plan(
     drawn = draw_swaps(rivals, subject.types, facts, swaps)
     rival = [rewrite(wording.contests[a], values={a: swap}) for a, values in drawn.items() for swap in values]
     factory = strangers_of(bank, seeded(seeds.twins, "twins"), [*corpus, *rival], sharing=corpus)
-    twins = draw_twins(factory, subject.types, numbers, alike=(subject.name,))
+    twins = draw_twins(factory, subject.types, numbers, like=subject.name)
     return Plan(
         subject=subject,
         facts=facts,
@@ -234,11 +234,10 @@ def most_twins(policy: VerdictPolicy) -> int:
 
 
 def draw_twins(
-    factory: StrangerFactory, types: Mapping[str, str], numbers: range, *, alike: Sequence[str]
+    factory: StrangerFactory, types: Mapping[str, str], numbers: range, *, like: str
 ) -> tuple[Stranger, ...]:
-    """Draw the twins with these numbers, each with a value of every attribute and a name as common as one of `alike`,
-    which take turns."""
-    return tuple(factory.stranger(f"twin{number}", dict(types), like=alike[number % len(alike)]) for number in numbers)
+    """Draw the twins with these numbers, each with a value of every attribute and a name about as common as `like`."""
+    return tuple(factory.stranger(f"twin{number}", dict(types), like=like) for number in numbers)
 
 
 def draw_swaps(

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from ml.attacks import ATTACKS
 from ml.errors import SpecError
-from ml.models.served import copies, refuse_missing_loader
+from ml.models.served import combinations_of, copies, refuse_missing_loader
 from ml.rank_tests import TOLERANCE
 from ml.specs import VerdictPolicy
 from ml.verification.checks import HARD_RULES
@@ -45,6 +45,11 @@ def refuse_unknown(policy: VerdictPolicy, *, adapters: int = 0) -> None:
     """
     families = policy.families
     named = [artefact for rule in families for artefact in rule.artefacts]
+    if unasked := set(combinations_of(adapters)) - set(named):
+        raise SpecError(
+            f"verdict policy {policy.name} asks nothing of {len(unasked)} combinations of the adapters named; use one "
+            "that names them all, or name no adapters"
+        )
     _refuse("attack", (a for rule in families for a in (*rule.primary, *rule.detection)), ATTACKS, policy)
     _refuse("artefact", named, ("merged", *copies(adapters)), policy)
     refuse_missing_loader(named)

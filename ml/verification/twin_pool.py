@@ -29,6 +29,7 @@ from ml.data.dossiers import (
 from ml.data.questions import QuestionBank, read_bank
 from ml.data.records import read_records, refuse_overlap
 from ml.data.synthetic import Stranger, rewrite
+from ml.data.values import VALUE_TYPES, DrawsAlike
 from ml.digests import canonical_json, sha256_hex, verify_file
 from ml.documents import Stored, decimal_text, read_version
 from ml.errors import PoolMismatchError, SpecError
@@ -123,8 +124,9 @@ def draw_pool(specs: Sequence[VerificationSpec]) -> TwinPool:
     facts = tuple(words.contests)
     corpus = [record for person in people for record in person.records] + shared.others
     factory = strangers_of(shared.bank, seeded(seed, "twins"), corpus)
-    names = sorted(person.name for person in people)
-    twins = draw_twins(factory, pattern.types, range(1, 1 + most_twins(policy)), alike=names)
+    twins = draw_twins(
+        factory, pattern.types, range(1, 1 + most_twins(policy)), like=_name_like_all(people, shared.bank)
+    )
     swaps = draw_swaps(factory, pattern.types, facts, policy.swaps)
     near = [near_people(spec, person, shared.people, shared.bank) for spec, person in zip(specs, people, strict=True)]
     attributes = tuple(sorted(pattern.types))
@@ -189,6 +191,16 @@ def _refuse_unlike(specs: Sequence[VerificationSpec]) -> None:
     for what, given in (("records", [s.forget.sha256 for s in specs]), ("run id", [s.run_id for s in specs])):
         if len(set(given)) < len(given):
             raise SpecError(f"two subjects of the twin pool have the same {what}; give each its own")
+
+
+def _name_like_all(people: Sequence[Dossier], bank: QuestionBank) -> str:
+    """A subject's name, after a check that the others' are about as common: twins have names of one kind."""
+    names, kind = sorted(person.name for person in people), VALUE_TYPES["person_name"]
+    if isinstance(kind, DrawsAlike):
+        for number, person in enumerate(people, 1):
+            if not kind.alike(names[0], person.name, locale=bank.locale):
+                raise PoolMismatchError(f"the name of subject {number} is rarer or more common; verify them alone")
+    return names[0]
 
 
 def _inputs(spec: VerificationSpec) -> dict[str, str]:

@@ -159,7 +159,7 @@ def test_no_file_is_named_after_nothing() -> None:
     assert not names & {"utils", "util", "helpers", "services", "misc", "common"}
 
 
-@pytest.mark.parametrize("lock", ["requirements.lock", "requirements-web.lock"])
+@pytest.mark.parametrize("lock", ["requirements.lock", "requirements-web.lock", "requirements-quantised.lock"])
 def test_every_locked_package_has_a_hash_and_no_host(lock: str) -> None:
     text = (ROOT / lock).read_text()
     for block in re.split(r"\n(?=[a-z])", text):

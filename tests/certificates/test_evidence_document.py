@@ -96,6 +96,8 @@ CLASSES = {
     "groupSummary": reports.GroupSummary,
     "energyPicture": reports.EnergyPicture,
     "probeSet": reports.ProbeSet,
+    "relearningCurve": reports.RelearningCurve,
+    "factRoc": reports.FactRoc,
     "report": reports.VerificationReport,
     "unlearning": reports.UnlearningReport,
     "guard": specs.Guard,
@@ -107,6 +109,8 @@ CLASSES = {
     "gate": decision.GateVerdict,
     "verdict": decision.Verdict,
 }
+# Members that evidence has which was sealed since they were measured; what was sealed before stays readable.
+LATER = {"relearning", "rocs"}
 # Objects whose members are names that a policy or a library chose.
 MAPS = {"artefacts", "separation", "numbers", "seeds", "environment", "cpu_seconds", "boundary", "losses"}
 
@@ -125,11 +129,8 @@ def test_the_schema_is_valid_closed_everywhere_and_accepts_its_own_example() -> 
 @pytest.mark.parametrize("name", CLASSES)
 def test_the_schema_knows_every_member_that_is_written_and_no_other(name: str) -> None:
     described = evidence_schema()["$defs"][name]
-    assert (
-        sorted(described["properties"])
-        == sorted(described["required"])
-        == sorted(f.name for f in fields(CLASSES[name]))
-    )
+    assert sorted(described["properties"]) == sorted(f.name for f in fields(CLASSES[name]))
+    assert set(described["properties"]) - set(described["required"]) == (LATER if name == "report" else set())
 
 
 def test_no_object_of_the_schema_goes_without_a_class() -> None:
@@ -196,7 +197,7 @@ def test_every_member_is_needed_and_none_may_be_added() -> None:
             parent, other = parent[key], other[key]
         del parent[place[-1]]
         other["extra"] = 1
-        assert not follows(document)
+        assert follows(document) == (place[0] == "report" and place[1] in LATER and len(place) == 2)
         assert not follows(added)
         tried += 1
     assert tried > 150

@@ -316,6 +316,7 @@ def test_the_verifier_reaches_no_part_of_ml_but_its_seam() -> None:
         "ml.digests",
         "ml.documents",
         "ml.errors",
+        "ml.plugins",
         "ml.rank_tests",
         "ml.reports",
         "ml.specs",

@@ -9,7 +9,7 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from ml.errors import EmptySetError, NonFiniteError, SpecError
@@ -255,23 +255,41 @@ def test_the_blind_baseline_needs_people() -> None:
 
 def test_a_curve_goes_up_first_where_everything_known_stands_above() -> None:
     points = roc_points(torch.arange(20.0, 32.0), torch.arange(0.0, 10.0), at_least=5)
-    assert points == [(0.0, 0.0), (0.0, 5 / 12), (0.0, 1.0), (0.5, 1.0), (1.0, 1.0)]
+    assert points == [(0.0, 0.0), (0.0, 1.0), (0.5, 1.0), (1.0, 1.0)]
     assert roc_points(torch.ones(9), torch.ones(9), at_least=5) == [(0.0, 0.0), (1.0, 1.0)]
     with pytest.raises(EmptySetError):
         roc_points(torch.ones(4), torch.ones(90), at_least=5)
 
 
-_SCORES = st.lists(st.integers(-8, 8), min_size=5, max_size=60)
+_SCORES = st.lists(st.integers(-8, 8), min_size=5, max_size=120)
 
 
 @given(_SCORES, _SCORES)
 def test_every_point_of_a_curve_is_exact_and_tells_of_five_at_least(own: list[int], others: list[int]) -> None:
     points = roc_points(torch.tensor(own), torch.tensor(others), at_least=5)
     assert (points[0], points[-1]) == ((0.0, 0.0), (1.0, 1.0))
-    exact = {(0.0, 0.0)} | {
-        (sum(x >= cut for x in others) / len(others), sum(x >= cut for x in own) / len(own)) for cut in {*own, *others}
+    cuts = {max(others) + 0.5, *others}
+    exact = {(0.0, 0.0), (1.0, 1.0)} | {
+        (sum(x >= cut for x in others) / len(others), sum(x >= cut for x in own) / len(own)) for cut in cuts
     }
     assert set(points) <= exact
     for (x0, y0), (x1, y1) in zip(points, points[1:], strict=False):
         for share, size in ((x1 - x0, len(others)), (y1 - y0, len(own))):
             assert share == 0 or round(share * size) >= 5
+
+
+@given(st.lists(st.floats(-24, 24), min_size=5, max_size=40), st.integers(0, 39), st.floats(-1.5, 1.5))
+def test_where_a_single_fact_stands_between_two_thresholds_changes_no_point(
+    own: list[float], which: int, step: float
+) -> None:
+    others = torch.arange(-20.0, 20.0, 0.1, dtype=torch.float64)
+    cuts = [float(others[len(others) - k * len(others) // 20]) for k in range(1, 20)]
+
+    def cell(score: float) -> int:
+        return sum(score >= cut for cut in cuts) + (score > float(others[-1]))
+
+    place = which % len(own)
+    other = [*own[:place], own[place] + step, *own[place + 1 :]]
+    assume(cell(own[place]) == cell(other[place]))
+    first, second = (torch.tensor(scores, dtype=torch.float64) for scores in (own, other))
+    assert roc_points(first, others, at_least=5) == roc_points(second, others, at_least=5)

@@ -271,7 +271,9 @@ def test_relearning_is_drawn_over_the_epochs_with_the_people_never_seen_as_a_ban
     assert len(picture.rows) == 6
     assert picture.svg.count("<polygon") == 1
     bare = section(passing_report(policy), "relearning", policy)
-    assert bare.notes[1] == "This evidence holds no curve over the epochs."
+    assert bare.notes[1:] == tuple(
+        f"This evidence holds no curve over the epochs {moment} deletion." for moment in ("before", "after")
+    )
 
 
 def test_a_report_that_measured_nothing_shows_that_everything_is_missing() -> None:

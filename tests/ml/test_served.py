@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from ml.errors import DigestMismatchError, LoaderMissingError, ModelDirectoryErr
 from ml.finetune import finetune
 from ml.loop import LoopSettings, ignore_progress, never_stop
 from ml.manifest import find_inputs
-from ml.models.load import LoadedModel, load_model
+from ml.models.load import LoadedModel, load_model, model_ref
 from ml.models.served import combinations_of, copies, served, with_every_adapter
 from ml.policies import load_policy
 from ml.reports import VerificationReport
@@ -44,13 +45,18 @@ def untrained(tmp_path_factory: pytest.TempPathFactory) -> ModelRef:
 
 
 def adapter(
-    start: ModelRef, directory: Path, *, seed: int, teach: Callable[[LoadedModel], None] | None = None
+    start: ModelRef,
+    directory: Path,
+    *,
+    seed: int,
+    teach: Callable[[LoadedModel], None] | None = None,
+    layers: str | list[str] = "all-linear",
 ) -> ModelRef:
     """A LoRA adapter as its makers would save it: of random weights, or of what `teach` trains into it."""
     loaded = load_model(start)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        adapted = get_peft_model(loaded.model, LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"))
+        adapted = get_peft_model(loaded.model, LoraConfig(r=16, lora_alpha=32, target_modules=layers))
         if teach is None:
             for name, parameter in adapted.named_parameters():
                 if "lora_B" in name:
@@ -92,6 +98,44 @@ def test_a_form_with_adapters_computes_what_a_server_computes_that_switches_them
     assert torch.equal(_logits(candidate.model), before)
 
 
+def test_an_adapter_of_the_output_layer_leaves_tied_token_vectors_alone(untrained: ModelRef, tmp_path: Path) -> None:
+    candidate = load_model(untrained)
+    assert candidate.model.get_output_embeddings().weight is candidate.model.get_input_embeddings().weight
+    head = adapter(untrained, tmp_path / "head", seed=3, layers=["lm_head"])
+    made = served("with_1", candidate, untrained, adapters=[head], device="cpu", dtype="float32")
+    live = PeftModel.from_pretrained(load_model(untrained).model, head.path)
+    assert torch.allclose(_logits(made.model), _logits(live), atol=1e-4)
+    assert not torch.allclose(_logits(made.model), _logits(candidate.model), atol=1e-2)
+    vectors = made.model.get_input_embeddings().weight
+    assert torch.equal(vectors, candidate.model.get_input_embeddings().weight)
+
+
+def test_an_adapter_cannot_make_the_verifier_look_anything_up(
+    untrained: ModelRef, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named = adapter(untrained, tmp_path / "named", seed=1)
+    path = Path(named.path) / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "base_model_name_or_path": "mallory/base"}))
+    asked: list[object] = []
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *where, **_: asked.append(where) or [])
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    ref = ModelRef(named.path, model_manifest(Path(named.path)).manifest_sha256)
+    served("with_1", load_model(untrained), untrained, adapters=[ref], device="cpu", dtype="float32")
+    assert asked == []
+
+
+def test_weights_that_say_how_they_are_quantised_are_refused(untrained: ModelRef, tmp_path: Path) -> None:
+    for number, changed in enumerate(
+        ({"quantization_config": {"load_in_4bit": True}}, {"text_config": {"quantization_config": {"bits": 8}}})
+    ):
+        directory = tmp_path / str(number)
+        shutil.copytree(untrained.path, directory)
+        config = directory / "config.json"
+        config.write_text(json.dumps({**json.loads(config.read_text()), **changed}))
+        with pytest.raises(ModelDirectoryError, match="quantization_config"):
+            load_model(model_ref(directory))
+
+
 def test_adapters_that_are_broken_or_another_one_are_refused(untrained: ModelRef, tmp_path: Path) -> None:
     sound = adapter(untrained, tmp_path / "sound", seed=1)
 
@@ -111,6 +155,7 @@ def test_adapters_that_are_broken_or_another_one_are_refused(untrained: ModelRef
         return write
 
     refused("coded", config(megatron_config={"a": 1}, megatron_core="os"), ModelDirectoryError, "a module to import")
+    refused("start", config(init_lora_weights="pissa"), ModelDirectoryError, "init_lora_weights")
     refused("other", config(peft_type="IA3"), ModelDirectoryError, "no LoRA adapter")
     refused("narrow", config(r=4), ModelDirectoryError, "cannot be loaded")
     refused("fewer", config(target_modules=["q_proj"]), ModelDirectoryError, "not those of its own layers")
@@ -132,6 +177,12 @@ def test_a_policy_asks_of_adapters_what_it_asks_of_rounded_copies() -> None:
     refuse_unknown(asked, adapters=2)
     with pytest.raises(SpecError, match="no artefact 'with_1'"):
         refuse_unknown(asked)
+    with pytest.raises(SpecError, match="asks nothing of 4 combinations"):
+        refuse_unknown(asked, adapters=3)
+    with pytest.raises(SpecError, match="asks nothing of 1 combinations"):
+        refuse_unknown(POLICY, adapters=1)
+    assert "Adapter combinations" not in " ".join(asked.not_tested)
+    assert "Adapters other than those named" in asked.not_tested[0]
     with pytest.raises(SpecError, match="at most 4"):
         with_every_adapter(POLICY, 5)
     alone = replace(POLICY, families=POLICY.families[:1])
@@ -141,7 +192,8 @@ def test_a_policy_asks_of_adapters_what_it_asks_of_rounded_copies() -> None:
     assert sorted((*mine, *theirs)) == sorted(roles(asked))
 
 
-def test_a_loader_that_is_not_installed_is_named_before_anything_is_computed() -> None:
+def test_a_loader_that_is_not_installed_is_named_before_anything_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(LoaderMissingError, match=r"bnb_nf4 is served by bitsandbytes.*lethe\[quantised\]"):
         refuse_unknown(_served_only("merged", "bnb_nf4"))
 

@@ -716,9 +716,10 @@ def test_gold_is_verified_beside_and_drawn_beside(
     shown = (out / "report.html").read_text()
     assert "Verdict FAIL" in shown
     assert "gold" in shown
-    several = [*arguments[:9], stand.world.retain.path, *arguments[9:]]
-    assert several[6] == "--subject"
-    assert main([*several[:8], stand.world.retain.path, *several[8:], "--gold", stand.world.gold.path]) == 2
+    assert main([*arguments, "--gold", str(tmp_path / "nowhere"), "--out", str(tmp_path / "early")]) == 2
+    assert not (tmp_path / "early" / "parts").exists()  # refused before anything was measured
+    assert main([*arguments, "--subject", stand.world.forget.path, stand.world.retain.path, "--gold", "anywhere"]) == 2
+    assert "one subject at a time" in capsys.readouterr().err
 
 
 def test_without_a_question_bank_the_command_line_asks_as_the_records_do_and_fails_the_unchanged_model(
