@@ -23,14 +23,11 @@ LOCK = uv pip compile pyproject.toml --universal --python-version 3.11 --generat
 
 setup: $(VENV)/.installed
 
-$(VENV)/.installed: requirements.lock requirements-quantised.lock pyproject.toml
+$(VENV)/.installed: requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL)) $(TORCH)
 	$(BIN)/python -m pip install --quiet --require-hashes --no-deps -r requirements.lock
-	# Beside the environment, not in it: wherever it is installed, peft imports it, and that takes seconds. One slow test
-	# needs it, and says so where this fails.
-	-$(BIN)/python -m pip install --quiet --require-hashes --no-deps --target $(VENV)/quantised -r requirements-quantised.lock
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
@@ -69,7 +66,12 @@ openapi: setup $(CHECK_HOME)/secrets
 test: setup
 	$(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadfile -m "not slow and not gpu" $(TESTS)
 
-test-slow: setup
+# Beside the environment, not in it: wherever it is installed, peft imports it, and that takes seconds. One slow test
+# needs it, and says so where this fails.
+$(VENV)/quantised/.installed: requirements-quantised.lock | setup
+	-$(BIN)/python -m pip install --quiet --require-hashes --no-deps --target $(VENV)/quantised -r $< && touch $@
+
+test-slow: setup $(VENV)/quantised/.installed
 	$(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadfile --no-loadscope-reorder -m "slow and not gpu"
 
 bench: setup

@@ -43,7 +43,8 @@ class Measured:
 def measured(evidence: bytes) -> Measured:
     """Read the evidence document of the service and judge it again."""
     document = json.loads(evidence)
-    report, policy = VerificationReport.from_document(document["report"]), load_policy(document["policy"]["name"])
+    report = VerificationReport.from_document(document["report"])
+    policy = VerdictPolicy.from_document(document["policy"])
     return Measured(report, policy, judge(report, policy))
 
 

@@ -147,6 +147,8 @@ def _cohort(report: SweepReport, policy: VerdictPolicy) -> list[Finding]:
     tested = sum(entry.draws is not None for entry in report.entries)
     findings = []
     for rule in swept_rules(policy):
+        if not rule.primary:
+            findings.append(Finding(Result.INCONCLUSIVE, "coverage", rule.id))
         for attack, artefact in product(rule.primary, report.artefacts):
             rows = [r for r in report.cohort if (r.family, r.attack, r.artefact) == (rule.id, attack, artefact)]
             code = _bound(rows, rule, tested, policy.alpha)

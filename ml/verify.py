@@ -325,12 +325,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             write_document(options.out / "red_team.json", red.to_document())
             sys.stdout.write(red_team_table(red))
         sys.stdout.write(gate_table(report, verdict))
-        if gold is not None:
-            best = _measure_gold(replace(spec, candidate=gold), options)
-            record(options.out, spec, report, verdict, gold=best)
     except MlError as exc:
         sys.stderr.write(f"{exc.code}: {exc}\n")
         return USAGE_ERROR
+    if gold is not None:
+        try:
+            best = _measure_gold(replace(spec, candidate=gold), options)
+            record(options.out, spec, report, verdict, gold=best)
+        except MlError as exc:  # the verdict on the candidate stands
+            sys.stderr.write(f"gold: {exc.code}: {exc}\n")
     return EXIT_CODES[verdict.result]
 
 

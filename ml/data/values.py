@@ -401,14 +401,17 @@ class CountedNames:
     given: Mapping[str, Mapping[str, int]]
     family: Mapping[str, Mapping[str, int]]
     identifier: bool = False
+    _tables: Mapping[str, tuple[_CountedTable, _CountedTable]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        """Refuse tables that draw nothing, and a locale that has one kind of name alone."""
+        """Refuse tables that draw nothing, and a locale that has one kind of name alone; look every name up once."""
         if set(self.given) != set(self.family) or not self.given:
             raise SpecError("counted names: every locale has given names and family names")
         for table in (*self.given.values(), *self.family.values()):
             if not table or min(table.values()) < 1:
                 raise SpecError("counted names: a table has names, and each has a count of at least 1")
+        tables = {at: (_CountedTable(self.given[at]), _CountedTable(self.family[at])) for at in self.given}
+        object.__setattr__(self, "_tables", tables)
 
     @property
     def bits(self) -> float:
@@ -416,18 +419,19 @@ class CountedNames:
         return min(_entropy(self.given[locale]) + _entropy(self.family[locale]) for locale in self.given)
 
     def sample(self, rng: random.Random, *, locale: str = "en") -> str:
-        given, family = self._tables(locale)
-        return " ".join(rng.choices(list(table), list(table.values()))[0] for table in (given, family))
+        return " ".join(rng.choices(table.names, table.counts)[0] for table in self._of(locale))
 
     def sample_like(self, value: str, rng: random.Random, *, locale: str = "en") -> str:
         """Draw a given and a family name of the bands of the given and the family name of `value`."""
-        tables = zip(_given_and_family(value), self._tables(locale), strict=True)
-        return " ".join(rng.choice(_as_common(word, table)) for word, table in tables)
+        tables = self._of(locale)
+        words = _given_and_family(value, tables[0])
+        return " ".join(rng.choice(table.alike(word)) for word, table in zip(words, tables, strict=True))
 
     def alike(self, first: str, second: str, *, locale: str = "en") -> bool:
         """Whether given and family names are of the same bands."""
-        pairs = zip(_given_and_family(first), _given_and_family(second), self._tables(locale), strict=True)
-        return all(_band_of(one, table) == _band_of(other, table) for one, other, table in pairs)
+        tables = self._of(locale)
+        words = (_given_and_family(name, tables[0]) for name in (first, second))
+        return all(table.band(one) == table.band(other) for one, other, table in zip(*words, tables, strict=True))
 
     def normalise(self, text: str) -> str:
         return _SPELLINGS_OF_NAMES.normalise(text)
@@ -435,11 +439,11 @@ class CountedNames:
     def occurs(self, value: str, text: str) -> bool:
         return _SPELLINGS_OF_NAMES.occurs(value, text)
 
-    def _tables(self, locale: str) -> tuple[Mapping[str, int], Mapping[str, int]]:
-        """Those of the locale, or of its language alone."""
+    def _of(self, locale: str) -> tuple[_CountedTable, _CountedTable]:
+        """The tables of the locale, or of its language alone."""
         for tag in (locale, locale.split("-")[0]):
-            if tag in self.given:
-                return self.given[tag], self.family[tag]
+            if tag in self._tables:
+                return self._tables[tag]
         known = ", ".join(sorted(self.given))
         raise SpecError(f"there are no counted names for locale {locale}; known: {known}")
 
@@ -454,32 +458,47 @@ def _entropy(table: Mapping[str, int]) -> float:
     return -sum(count / total * math.log2(count / total) for count in table.values())
 
 
-def _given_and_family(name: str) -> tuple[str, str]:
-    """The first and the last word of a name, in either order, without titles; one word stands for both."""
-    family, comma, given = name.partition(",")
-    words = [word for word in fold(f"{given} {family}" if comma else name).split() if word not in _TITLES] or [""]
+class _CountedTable:
+    """Names with their counts, and by band: counts of one power of two are about as common."""
+
+    def __init__(self, counted: Mapping[str, int]) -> None:
+        self.names, self.counts = list(counted), list(counted.values())
+        self._bands: dict[str, int] = {}
+        self._members: dict[int, list[str]] = {}
+        together: dict[str, int] = {}
+        for name, count in counted.items():
+            together[fold(name)] = together.get(fold(name), 0) + count
+        self._bands = {name: count.bit_length() for name, count in together.items()}
+        for name in counted:
+            self._members.setdefault(self._bands[fold(name)], []).append(name)
+
+    def __contains__(self, word: str) -> bool:
+        return fold(word) in self._bands
+
+    def band(self, word: str) -> int:
+        """The band of a name in any spelling; one that the table does not have is as rare as its rarest."""
+        return self._bands.get(fold(word), min(self._members))
+
+    def alike(self, word: str) -> list[str]:
+        """The names of the same band as `word`, and of those next to it where these are few."""
+        band, width = self.band(word), 0
+        while True:
+            names = [n for other, members in self._members.items() if abs(other - band) <= width for n in members]
+            if len(names) >= min(FEWEST_ALIKE, len(self.names)):
+                return names
+            width += 1
+
+
+def _given_and_family(name: str, given_names: _CountedTable) -> tuple[str, str]:
+    """The given and the family name, in either order, without titles; one word stands for both.
+
+    What follows a comma is a given name when the table has it, and otherwise a title.
+    """
+    before, _, behind = name.partition(",")
+    turned = any(word in given_names for word in fold(behind).split())
+    words = fold(f"{behind} {before}" if turned else before).split()
+    words = [word for word in words if word not in _TITLES] or [""]
     return words[0], words[-1]
-
-
-def _as_common(word: str, table: Mapping[str, int]) -> list[str]:
-    """The names of the same band as `word`, or of those next to it where these are few."""
-    band, width = _band_of(word, table), 0
-    while True:
-        names = [name for name, count in table.items() if abs(_band(count) - band) <= width]
-        if len(names) >= min(FEWEST_ALIKE, len(table)):
-            return names
-        width += 1
-
-
-def _band_of(word: str, table: Mapping[str, int]) -> int:
-    """The band of a name in any spelling; one that the table does not have is rarer than all that it has."""
-    count = sum(count for name, count in table.items() if fold(name) == fold(word))
-    return _band(count or min(table.values()))
-
-
-def _band(count: int) -> int:
-    """Counts of one power of two are about as common."""
-    return count.bit_length()
 
 
 def _is_shortened(given: str, family: str, text: str) -> bool:
@@ -712,3 +731,6 @@ for _name, _kind in {
     VALUE_TYPES.register(_name)(_kind)
 
 import_plugins()
+for _name in VALUE_TYPES:
+    if hasattr(VALUE_TYPES[_name], "sample_like") != hasattr(VALUE_TYPES[_name], "alike"):
+        raise SpecError(f"value type {_name} draws alike, or says what is alike, and not both; see DrawsAlike")

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model_state_dict
+from peft import PeftModel, get_peft_model_state_dict
 from safetensors import safe_open
 from transformers import BitsAndBytesConfig
 
@@ -72,12 +72,15 @@ def with_every_adapter(policy: VerdictPolicy, adapters: int) -> VerdictPolicy:
     if not adapters:
         return policy
     every = combinations_of(adapters)
-    asked = [rule for rule in policy.families if len(rule.artefacts) > 1]
+    asked = {rule.id for rule in policy.families if len(rule.artefacts) > 1}
     if not asked:
         raise SpecError(f"no family of verdict policy {policy.name} is about served copies; use one that has some")
     families = tuple(
-        replace(rule, artefacts=(*rule.artefacts, *every)) if rule in asked else rule for rule in policy.families
+        replace(rule, artefacts=tuple(dict.fromkeys((*rule.artefacts, *every)))) if rule.id in asked else rule
+        for rule in policy.families
     )
+    if families == policy.families:
+        return policy
     left = (_OTHER_ADAPTERS, *(sentence.replace(*_NO_LONGER_UNTESTED) for sentence in policy.not_tested))
     return replace(policy, name=f"{policy.name}-with-adapters", families=families, not_tested=left)
 
@@ -136,15 +139,16 @@ def served(
         return loaded
     if role not in combinations_of(len(adapters)):
         raise SpecError(f"a candidate is not served as {role!r}")
-    model = copy.deepcopy(candidate.model)
-    for number in _numbers(role):
-        model = _with_adapter(model, adapters[number - 1])
-    return replace(candidate, model=model.eval())
+    chosen = [adapters[number - 1] for number in _numbers(role)]
+    return replace(candidate, model=_with_adapters(copy.deepcopy(candidate.model), chosen).eval())
 
 
 def _refuse_unquantised(model: Any, role: str) -> None:
     """A loader that passes a layer over would have it attacked as if it had been rounded."""
-    kept = [name for name, layer in linear_layers(model).items() if not type(layer).__module__.startswith(_LIBRARY)]
+    layers = linear_layers(model)
+    kept = [name for name, layer in layers.items() if not type(layer).__module__.startswith(_LIBRARY)]
+    if not layers:
+        raise ModelDirectoryError(f"the model has no linear layer that {_LIBRARY} could round; leave {role} out")
     if kept:
         raise ModelDirectoryError(f"{len(kept)} layers of artefact {role} were left as they are, {kept[0]} first")
 
@@ -165,29 +169,46 @@ def _numbers(role: str) -> list[int]:
     return [int(number) for number in role.split("_")[1:]]
 
 
-def _with_adapter(model: Any, ref: ModelRef) -> Any:
-    """Add an adapter into the weights: what a server computes that has it switched on."""
-    directory = Path(ref.path)
-    if model_manifest(directory).manifest_sha256 != ref.manifest_sha256:
-        raise DigestMismatchError(f"adapter directory {directory.name} does not match its recorded manifest digest")
-    _refuse_unfit(directory)
-    try:
-        with safe_open(directory / _ADAPTER_WEIGHTS, framework="pt") as stored:
-            names = set(stored.keys())
-        config = LoraConfig.from_pretrained(str(directory))
-        config.base_model_name_or_path = None  # peft would look that name up, on a hub if it is nowhere else
-        adapted = PeftModel.from_pretrained(model, str(directory), config=config, local_files_only=True)
-        # To peft a tensor that finds no place, or a place that finds no tensor, is no error. With an adapter of the
-        # output layer the weights below it are saved too.
-        forms = (get_peft_model_state_dict(adapted, save_embedding_layers=also) for also in (False, True))
-        fits = names in map(set, forms)
-        _untie(adapted.get_base_model())
-        merged = adapted.merge_and_unload(safe_merge=True)
-    except Exception as exc:  # noqa: BLE001 - a parser boundary: the library raises many types on a broken directory
-        raise ModelDirectoryError(f"adapter directory {directory.name} cannot be loaded: {type(exc).__name__}") from exc
-    if not fits:
+def _with_adapters(model: Any, chosen: Sequence[ModelRef]) -> Any:
+    """Add adapters into the weights: what a server computes that has all of them switched on at once."""
+    names = [f"adapter_{place}" for place in range(len(chosen))]
+    adapted = None
+    for name, ref in zip(names, chosen, strict=True):
+        directory = Path(ref.path)
+        if model_manifest(directory).manifest_sha256 != ref.manifest_sha256:
+            raise DigestMismatchError(f"adapter directory {directory.name} does not match its recorded manifest digest")
+        _refuse_unfit(directory)
+        try:
+            adapted = _loaded(model if adapted is None else adapted, directory, name)
+        except ModelDirectoryError:
+            raise
+        except Exception as exc:  # noqa: BLE001 - a parser boundary: the library raises many types on a broken directory
+            kind = type(exc).__name__
+            raise ModelDirectoryError(f"adapter directory {directory.name} cannot be loaded: {kind}") from exc
+    if adapted is None:
+        raise SpecError("a form with adapters names at least one")
+    _untie(adapted.get_base_model())
+    return adapted.merge_and_unload(safe_merge=True, adapter_names=names)
+
+
+def _loaded(model: Any, directory: Path, name: str) -> PeftModel:
+    """Put one more adapter on a model.
+
+    Raises:
+        ModelDirectoryError: its tensors are not those of the layers that it names. To peft that is no error.
+    """
+    with safe_open(directory / _ADAPTER_WEIGHTS, framework="pt") as stored:
+        tensors = set(stored.keys())
+    if isinstance(model, PeftModel):
+        model.load_adapter(str(directory), adapter_name=name, local_files_only=True)
+    else:
+        model = PeftModel.from_pretrained(model, str(directory), adapter_name=name, local_files_only=True)
+    # With an adapter of the output layer the weights below it are saved too. Left to itself, peft would look the name
+    # of the base model up, on a hub if it is nowhere else.
+    forms = (get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=also) for also in (False, True))
+    if tensors not in map(set, forms):
         raise ModelDirectoryError(f"the tensors of adapter directory {directory.name} are not those of its own layers")
-    return merged
+    return model
 
 
 def _refuse_unfit(directory: Path) -> None:

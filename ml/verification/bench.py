@@ -569,10 +569,11 @@ def _inputs(spec: VerificationSpec, plan: Plan, tokenizer: str) -> dict[str, Jso
 
 def _drawn_sha256(plan: Plan) -> str:
     """Digest of whom and of what the texts are: kinds of values may draw from tables that no digest of code covers."""
-    twins: list[Json] = [[twin.name, dict(twin.values)] for twin in plan.twins]
-    swaps: dict[str, Json] = {attribute: list(values) for attribute, values in plan.swaps.items()}
+    # Attributes are named in any script, so they are no keys here.
+    twins: list[Json] = [[twin.name, *([a, value] for a, value in sorted(twin.values.items()))] for twin in plan.twins]
+    swaps: list[Json] = [[attribute, *values] for attribute, values in plan.swaps.items()]
     texts: list[Json] = [record.text for record in (*plan.texts, *plan.contests.values())]
-    return document_sha256({"twins": twins, "swaps": [[a, values] for a, values in swaps.items()], "texts": texts})
+    return document_sha256({"twins": twins, "swaps": swaps, "texts": texts})
 
 
 def _with_less_memory(measure: Callable[[int], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:

@@ -137,7 +137,8 @@ class Series:
 
     def residual_bounded(self, alpha: float) -> bool | None:
         """Whether every primary bounds what remains of this person alone; `None` without earlier scores."""
-        if not all(attack in self.recorded for _, attack, _ in self.stage.primaries):
+        asked = [attack for _, attack, _ in self.stage.primaries]
+        if not asked or not set(asked) <= set(self.recorded):
             return None
         paired = [(rule.rho, *self.paired(attack, artefact)) for rule, attack, artefact in self.stage.primaries]
         return all(residual_p(before, after, rho) <= alpha + TOLERANCE for rho, before, after in paired)
@@ -187,6 +188,8 @@ class Series:
 
     def _stand_on_base(self, bench: Bench) -> Placebo:
         asked = dict.fromkeys(attack for _, attack, _ in self.stage.primaries if reads_base(attack))
+        if not asked:
+            raise UntestedError("coverage")  # no attack carries a bound, so none says where controls stand
         rows = [_person_scores(bench, attack, "base") for attack in asked]
         above = sum(score > rows[0][0] for score in rows[0][1:])
         equal = sum(score == rows[0][0] for score in rows[0])

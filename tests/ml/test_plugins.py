@@ -78,3 +78,16 @@ def test_two_kinds_of_one_name_are_refused(clinic: Path) -> None:
     assert "DuplicateMemberError" in _python("import ml.data.values", clinic.parent).stderr
     clinic.write_text("from ml.data.values import VALUE_TYPES\nVALUE_TYPES.replace('phon')(object())")
     assert "UnknownMemberError" in _python("import ml.data.values", clinic.parent).stderr
+
+
+def test_a_kind_that_knows_half_of_what_is_alike_is_refused(clinic: Path) -> None:
+    clinic.write_text(
+        "from ml.data.values import VALUE_TYPES, Pattern\n"
+        "class Half(Pattern):\n"
+        "    def sample_like(self, value, rng, *, locale='en'): return value\n"
+        "VALUE_TYPES.replace('person_name')(Half('@@'))"
+    )
+    assert (
+        "person_name draws alike, or says what is alike, and not both"
+        in _python("import ml.data.values", clinic.parent).stderr
+    )

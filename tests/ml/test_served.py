@@ -110,6 +110,16 @@ def test_an_adapter_of_the_output_layer_leaves_tied_token_vectors_alone(untraine
     assert torch.equal(vectors, candidate.model.get_input_embeddings().weight)
 
 
+def test_two_adapters_of_the_output_layer_are_both_in_force(untrained: ModelRef, tmp_path: Path) -> None:
+    both = [adapter(untrained, tmp_path / name, seed=seed, layers=["lm_head"]) for name, seed in (("a", 1), ("b", 2))]
+    candidate = load_model(untrained)
+    live = PeftModel.from_pretrained(load_model(untrained).model, both[0].path, adapter_name="a")
+    live.load_adapter(both[1].path, adapter_name="b")
+    live.base_model.set_adapter(["a", "b"])
+    made = served("with_1_2", candidate, untrained, adapters=both, device="cpu", dtype="float32")
+    assert torch.allclose(_logits(made.model), _logits(live), atol=1e-4)
+
+
 def test_an_adapter_cannot_make_the_verifier_look_anything_up(
     untrained: ModelRef, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -188,6 +198,7 @@ def test_a_policy_asks_of_adapters_what_it_asks_of_rounded_copies() -> None:
     alone = replace(POLICY, families=POLICY.families[:1])
     with pytest.raises(SpecError, match="no family"):
         with_every_adapter(alone, 1)
+    assert with_every_adapter(asked, 2) is asked  # what is asked already is not asked twice
     mine, theirs = shares(asked)
     assert sorted((*mine, *theirs)) == sorted(roles(asked))
 

@@ -167,6 +167,26 @@ def test_every_primary_must_bound_the_whole_cohort(index: int) -> None:
         assert _codes(judge_sweep(_report(cohort=forged), POLICY)) == {"coverage"}
 
 
+def test_a_family_without_a_primary_bounds_nothing() -> None:
+    bare = POLICY.families[1]
+    families = tuple(
+        replace(rule, primary=(), detection=(*rule.primary, *rule.detection)) if rule is bare else rule
+        for rule in POLICY.families
+    )
+    policy = replace(POLICY, families=families)
+    gone = set(bare.primary)
+    rows = [_entry(i, residual_ratios=dict.fromkeys(set(PRIMARIES) - gone, 0.02)) for i in range(10)]
+    report = _report(rows, policy_sha256=policy.sha256)
+    report = replace(
+        report,
+        cohort=tuple(row for row in report.cohort if row.attack not in gone),
+        spike_ins=spike_in_certificate(report.entries, policy, clopper_pearson_upper),
+    )
+    verdict = judge_sweep(report, policy)
+    assert verdict.result is Result.INCONCLUSIVE
+    assert [(finding.code, finding.gate) for finding in verdict.findings] == [("coverage", bare.id)]
+
+
 def test_an_alarm_is_said_and_changes_nothing() -> None:
     verdict = judge_sweep(_report(slope=SlopeAlarm(10, 0.01, 0.01)), POLICY)
     assert (verdict.result, verdict.alarms) == (Result.PASS, ("slope",))

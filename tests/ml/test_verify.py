@@ -490,6 +490,15 @@ def _parts(directory: Path) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in directory.glob("*.safetensors")}
 
 
+def test_parts_go_by_what_was_drawn_whatever_script_attributes_are_named_in(stand: Stand) -> None:
+    plan = make_plan(stand.spec(stand.world.gold))
+    first = plan.twins[0]
+    named = replace(first, values={"endere\u00e7o": "1 Rua Braino"})
+    drawn = {bench_module._drawn_sha256(replace(plan, twins=(twin,))) for twin in (first, named)}
+    other = replace(named, values={"endere\u00e7o": "2 Rua Braino"})
+    assert len(drawn | {bench_module._drawn_sha256(replace(plan, twins=(other,)))}) == 3
+
+
 def test_a_finished_verification_measures_nothing_again(
     stand: Stand, gold: tuple[VerificationReport, Verdict], monkeypatch: pytest.MonkeyPatch
 ) -> None:
