@@ -8,7 +8,7 @@ faithfulness. Models that were rounded, that unlearned and relearned, and preten
 else moves it, and the decision rule itself judges the pretenders. `ml.trust` turns the results into a policy.
 
 `--work` holds models and finished jobs: a run that was killed continues there, and two runs may share one directory.
-`--out` receives JSON, CSV, a table and a picture; `benchmarks/results` holds those of the last full run.
+`--out` receives JSON, CSV, a table and a picture; `ml/trust` holds those of the last full run, by which policies go.
 """
 
 from __future__ import annotations

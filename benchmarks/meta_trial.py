@@ -12,6 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
@@ -53,7 +54,7 @@ from ml.metrics.meta import (
 )
 from ml.models.load import LoadedModel
 from ml.models.quantise import ROUNDINGS
-from ml.policies import load_policy
+from ml.policies import written_policy
 from ml.specs import (
     FamilyRule,
     FileRef,
@@ -135,7 +136,7 @@ class Trial:
     def __init__(self, work: Path, sizes: TrialSizes, *, seed: int) -> None:
         self.work, self.sizes, self.seed = work, sizes, seed
         self.pool = Pool(work / "pool", sizes.pool, seed=seed, on_progress=ignore_progress)
-        self.policy = load_policy(sizes.policy)
+        self.policy = written_policy(sizes.policy)
         self.asked = cell_policy(self.policy, twins=sizes.twins, swaps=sizes.swaps, prompts=sizes.prompts)
 
     @property
@@ -171,8 +172,9 @@ class Trial:
                         yield cell_name(model, person, role), partial(self._cell, model, person, role)
         for tune in self._strongest(self.sizes.relearned_pairs):
             yield from self._relearning_jobs(tune)
-        for tune in self._strongest(self.sizes.judged_pairs):
-            yield from self._judging_jobs(tune)
+        # Turn by turn: who works beside finds a job of another person, whose parts nobody holds.
+        judged = [list(self._judging_jobs(tune)) for tune in self._strongest(self.sizes.judged_pairs)]
+        yield from chain.from_iterable(zip(*judged, strict=True))
 
     def _trained(self, tune: FineTune) -> str:
         return self.pool.model(tune).manifest_sha256

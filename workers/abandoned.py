@@ -5,9 +5,10 @@ from __future__ import annotations
 from django.db import transaction
 
 from deletion_service.certificates.models import Sweep
-from deletion_service.certificates.policies import policy_of_run
+from deletion_service.certificates.policies import current_policy, policy_of_run
 from deletion_service.certificates.promotion import latest_evidence
 from deletion_service.certificates.sweeps import judge_swept, record_not_swept
+from deletion_service.errors import EvidenceMissingError
 from deletion_service.targets.models import Job, UnlearningRun
 from ml.reports import VerificationReport
 from ml.specs import VerdictPolicy
@@ -19,7 +20,11 @@ def record_abandoned_attempt(job: Job) -> None:
     """Seal a report in which every measurement is missing; the decision rule makes it INCONCLUSIVE."""
     if job.target is None or job.run is None:
         return
-    policy = policy_of_run(job.run.policy_name, job.run.policy_sha256)
+    try:
+        policy = policy_of_run(job.run.policy_name, job.run.policy_sha256)
+    except EvidenceMissingError:
+        # Policies change with the product. Nothing was measured, so that under any policy nothing is shown.
+        policy = current_policy()
     report = empty_report(job.run, policy, reason=f"the {job.kind} job failed: {job.last_error or 'unknown'}")
     record_verdict(job.target, job.run, report=report, policy=policy)
 

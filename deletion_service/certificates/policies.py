@@ -10,6 +10,7 @@ from deletion_service.certificates.models import VerdictPolicy
 from deletion_service.errors import EvidenceMissingError, TestOnlyError
 from deletion_service.targets.batching import RunPlan
 from ml import specs
+from ml.errors import SpecError
 from ml.policies import load_policy
 
 # A method of this name does not unlearn: tests use it to bring a candidate of their own.
@@ -47,10 +48,13 @@ def policy_of_run(name: str, sha256: str) -> specs.VerdictPolicy:
     """Return the policy a run was bound to.
 
     Raises:
-        EvidenceMissingError: the file changed since the run was planned.
+        EvidenceMissingError: the file, or what the meta-evaluation leaves of it, changed since the run was planned.
         TestOnlyError: a policy made for tests, outside tests.
     """
-    policy = load_policy(name)
+    try:
+        policy = load_policy(name)
+    except SpecError as exc:
+        raise EvidenceMissingError(f"verdict policy {name} is gone since the run was planned; plan another") from exc
     if policy.sha256 != sha256:
         raise EvidenceMissingError(f"verdict policy {name} changed after the run was planned; plan another attempt")
     refuse_test_policy(policy)

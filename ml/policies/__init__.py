@@ -1,6 +1,7 @@
 """The verdict policies that come with the product: versioned JSON, fixed before any run they judge.
 
-A policy is never edited in place: another number is another version. Standard library only.
+A policy is never edited in place: another number is another version. Whoever judges by one for releases reads it as
+the meta-evaluation leaves it (`ml.trust`). Standard library only.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from ml.errors import SpecError
 from ml.specs import VerdictPolicy
+from ml.trust import DEMOTED, trusted
 
 
 def policy_names() -> tuple[str, ...]:
@@ -20,10 +22,24 @@ def policy_names() -> tuple[str, ...]:
 
 
 def load_policy(name: str) -> VerdictPolicy:
-    """Read the policy called `name`.
+    """Read the policy called `name`, without primaries that were not shown to deserve to gate; such a one has a name of
+    its own, by which it is found as well.
 
     Raises:
         SpecError: there is no such policy (the message lists the known ones), or its document is malformed.
+    """
+    written = name.partition(DEMOTED)[0]
+    policy = trusted(written_policy(written))
+    if name not in (written, policy.name):
+        raise SpecError(f"verdict policy {name!r} is of other results than those of today, which give {policy.name!r}")
+    return policy
+
+
+def written_policy(name: str) -> VerdictPolicy:
+    """Read the policy called `name` as it is written, whatever the meta-evaluation says of its attacks.
+
+    Raises:
+        SpecError: as `load_policy`.
     """
     if name not in policy_names():
         raise SpecError(f"there is no verdict policy {name!r}; known: {', '.join(policy_names())}")
@@ -32,7 +48,7 @@ def load_policy(name: str) -> VerdictPolicy:
 
 
 def read_policy(path: Path) -> VerdictPolicy:
-    """Read a policy of somebody's own from a JSON file.
+    """Read a policy of somebody's own from a JSON file, as `load_policy` does.
 
     Raises:
         SpecError: the file cannot be read, is not JSON, or its document is malformed.
@@ -41,4 +57,4 @@ def read_policy(path: Path) -> VerdictPolicy:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as exc:
         raise SpecError(f"the verdict policy {path.name} cannot be read as JSON") from exc
-    return VerdictPolicy.from_document(document)
+    return trusted(VerdictPolicy.from_document(document))

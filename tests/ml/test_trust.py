@@ -6,16 +6,27 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from deletion_service.certificates.evidence_document import evidence_bytes, read_evidence
+from ml import trust
 from ml.attacks import ATTACKS
 from ml.decision import Result, judge
 from ml.errors import SpecError
-from ml.policies import load_policy
+from ml.policies import load_policy, read_policy, written_policy
 from ml.reports import GuardResult
 from ml.specs import VerdictPolicy
-from ml.trust import FEWEST_PAIRS, LOWEST_FAITHFULNESS, AttackTrust, KindVerdicts, MetaEvaluation, demote
+from ml.trust import (
+    FEWEST_PAIRS,
+    LOWEST_FAITHFULNESS,
+    AttackTrust,
+    KindVerdicts,
+    MetaEvaluation,
+    demote,
+    last_results,
+)
 from tests.ml.passing import POLICY, passing_report
 
 GOOD = AttackTrust("same_context_difference", FEWEST_PAIRS, FEWEST_PAIRS, 24, 0.99, 0.97)
@@ -62,7 +73,7 @@ def test_a_demoted_policy_is_another_policy_and_says_so_on_the_certificate() -> 
     policy = load_policy("reference-1")
     changed = demote(policy, _results(exposure=0.5)).policy
     assert changed.sha256 != policy.sha256
-    assert changed.name == "reference-1-demoted"
+    assert changed.name.startswith("reference-1-demoted-")
     assert "exposure" in changed.not_tested[0]
     assert VerdictPolicy.from_document(changed.to_document()) == changed
 
@@ -145,3 +156,61 @@ def test_reading_the_results_needs_the_standard_library_alone() -> None:
     code = "import sys, ml.trust; print({'torch', 'numpy', 'scipy'} & set(sys.modules))"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)  # noqa: S603
     assert ran.stdout.strip() == "set()"
+
+
+# --- what comes with the product ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def distrusted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the last full run had shown that exposure tells nothing."""
+    monkeypatch.setattr(trust, "last_results", lambda: _results(exposure=0.5))
+
+
+def test_a_policy_for_releases_is_read_as_the_results_leave_it(distrusted: None, tmp_path: Path) -> None:
+    written, read = written_policy("reference-1"), load_policy("reference-1")
+    assert read == demote(written, _results(exposure=0.5)).policy
+    assert read.name.startswith("reference-1-demoted-")
+    assert load_policy(read.name) == read
+    with pytest.raises(SpecError, match="other results"):
+        load_policy("reference-1-demoted-00000000")
+    assert load_policy("unit-1") == written_policy("unit-1")
+    own = tmp_path / "own.json"
+    own.write_text(json.dumps(replace(written, name="own").to_document()))
+    assert read_policy(own).name.startswith("own-demoted-")
+    # Other results leave another policy, under another name.
+    more = demote(written, _results(exposure=0.5, hit_rate=0.5)).policy
+    assert more.name != read.name
+    assert demote(read, _results(exposure=0.5)).policy is read
+
+
+def test_what_a_demoted_policy_judges_can_be_sealed_and_is_inconclusive(distrusted: None) -> None:
+    policy = replace(demote(POLICY, _results(same_context_difference=0.5)).policy, purpose="release")
+    report = passing_report(policy)
+    sealed = read_evidence(evidence_bytes(target="tgt_1", policy=policy, report=report, unlearning=None))
+    assert sealed.policy == policy
+    assert any(not rule.primary for rule in policy.families)
+    assert sealed.judged_again().result is Result.INCONCLUSIVE
+
+
+def test_a_name_that_no_demotion_gave_is_refused() -> None:
+    for name in ("unit-1-demoted-12345678", "nobody-demoted-12345678"):
+        with pytest.raises(SpecError):
+            load_policy(name)
+
+
+def test_the_last_full_run_is_large_enough_and_trusts_what_the_policies_rest_on() -> None:
+    results = last_results()
+    assert {row.attack for row in results.attacks} == set(ATTACKS)
+    assert min(row.learned for row in results.attacks) >= FEWEST_PAIRS
+    assert min(row.not_learned for row in results.attacks) >= FEWEST_PAIRS
+    assert min(row.models for row in results.attacks) >= FEWEST_PAIRS
+    assert load_policy("reference-1") == written_policy("reference-1")
+
+
+def test_no_pretender_of_the_last_full_run_passed() -> None:
+    kinds = {row.kind: row for row in last_results().kinds}
+    assert len(kinds) >= 12
+    may = {kind for kind in kinds if kind.startswith(("never learned", "deleted by"))}
+    assert {kind for kind, row in kinds.items() if row.results.get("PASS")} <= may
+    assert sum(kinds["nothing done"].results.values()) == kinds["nothing done"].results["FAIL"] > 0

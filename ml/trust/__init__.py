@@ -1,21 +1,27 @@
 """Which attacks may gate: the results of the meta-evaluation, and what they leave of a verdict policy.
 
-`python -m benchmarks.meta_evaluation` writes the document. An attack that was not shown to tell models that learned a
-person from models that did not may look for leaks, but may carry no PASS (verification section 7). Standard library
-only; nothing is measured here.
+`python -m benchmarks.meta_evaluation --out ml/trust` writes the document beside this file, with a table and a picture.
+An attack that was not shown to tell models that learned a person from models that did not may look for leaks, but may
+carry no PASS (verification section 7). Standard library only; nothing is measured here.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
+from importlib import resources
 from typing import Final
 
+from ml.digests import document_sha256
 from ml.documents import Stored, read_version
 from ml.errors import SpecError
 from ml.specs import FamilyRule, VerdictPolicy
 
 SCHEMA_VERSION: Final = 1
+RESULTS: Final = "meta_evaluation.json"
+DEMOTED: Final = "-demoted-"
 LOWEST_FAITHFULNESS: Final = 0.80
 FEWEST_PAIRS: Final = 30
 """People on models that learned them, and as many on models that did not: fewer show nothing."""
@@ -95,8 +101,8 @@ class Demotion:
 def demote(policy: VerdictPolicy, results: MetaEvaluation) -> Demotion:
     """Turn every primary that does not deserve to gate into a detection attack of its family.
 
-    An attack that the results do not name was not shown to deserve it. A policy that changes gets a name and a digest
-    of its own, and says on the certificate what was demoted.
+    An attack that the results do not name was not shown to deserve it. A policy that changes gets a name of its own, by
+    what was demoted, and a digest of its own, and says on the certificate what was demoted.
     """
     trusted = {row.attack for row in results.attacks if row.may_gate}
     demoted = {rule.id: tuple(a for a in rule.primary if a not in trusted) for rule in policy.families}
@@ -106,10 +112,23 @@ def demote(policy: VerdictPolicy, results: MetaEvaluation) -> Demotion:
     families = tuple(_without(rule, demoted.get(rule.id, ())) for rule in policy.families)
     names = ", ".join(sorted({attack for attacks in demoted.values() for attack in attacks}))
     left_out = f"Proof by attacks that were not shown to tell who was learned: {names}; they only look for leaks."
+    which = document_sha256([[family, *attacks] for family, attacks in sorted(demoted.items())])[:8]
     changed = replace(
-        policy, name=f"{policy.name}-demoted", families=families, not_tested=(left_out, *policy.not_tested)
+        policy, name=f"{policy.name}{DEMOTED}{which}", families=families, not_tested=(left_out, *policy.not_tested)
     )
     return Demotion(changed, demoted, tuple(rule.id for rule in families if not rule.primary))
+
+
+@cache
+def last_results() -> MetaEvaluation:
+    """The results of the last full run, which come with the product."""
+    text = resources.files(__name__).joinpath(RESULTS).read_text(encoding="utf-8")
+    return MetaEvaluation.from_document(json.loads(text))
+
+
+def trusted(policy: VerdictPolicy) -> VerdictPolicy:
+    """What the last results leave of a policy for releases; one for tests is left as it is."""
+    return demote(policy, last_results()).policy if policy.purpose == "release" else policy
 
 
 def _without(rule: FamilyRule, demoted: tuple[str, ...]) -> FamilyRule:
