@@ -183,7 +183,8 @@ def test_curves_tell_facts_that_are_known_and_no_curve_tells_of_a_single_one(
     enough = {row.attack for row in report.attacks if row.residual_upper is not None and row.items >= MINIMUM_BIN}
     assert set(areas) == {(attack, moment) for attack in enough for moment in ("before", "after")}
     assert {"same_context_difference", "exposure", "extraction_strength", "hit_rate"} <= enough
-    assert areas["exposure", "before"] > 0.99
+    assert areas["same_context_difference", "before"] > 0.99
+    assert areas["exposure", "before"] > 0.95  # with 39 swaps one twin's fact in forty comes first by chance
     assert 0.2 < areas["exposure", "after"] < 0.8
     for roc in report.rocs:
         facts = next(row.items for row in report.attacks if row.attack == roc.attack)
