@@ -261,7 +261,7 @@ def test_an_adapter_that_brings_the_person_back_fails_a_candidate_that_is_clean_
 @pytest.mark.slow
 def test_the_real_quantised_loaders_make_what_is_attacked(tiny: TinyWorld, tmp_path: Path) -> None:
     if not (QUANTISED / "bitsandbytes").is_dir():
-        missing("no bitsandbytes beside this environment; `make setup` puts it there")
+        missing("no bitsandbytes beside this environment; `make test-slow` puts it there")
     policy = tmp_path / "policy.json"
     policy.write_text(json.dumps(_served_only("merged", "bnb_nf4", "bnb_int8").to_document()))
     probes = verification_spec(tiny, tiny.gold, tmp_path).training_probes
