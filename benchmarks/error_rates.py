@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shutil
 import sys
 import time
@@ -29,6 +30,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from benchmarks.error_report import VERDICTS, ByFacts, Rate, write_results
 from benchmarks.graded_models import HALVES, Scale, Scores, Sizes, Trial, quick
 from ml.decision import judge
 from ml.digests import document_sha256
@@ -224,13 +226,17 @@ def _place(stops: Sequence[float], wanted: float, remains: Callable[[float], flo
 # --- all of them --------------------------------------------------------------------------------------------------
 
 
-def run(out: Path, *, worlds: int, seed: int, sizes: Sizes, policy: VerdictPolicy) -> dict[str, list[Judged]]:
-    """Every half of every world, each kept below `out` when it is finished and only read the next time.
+def run(
+    out: Path, *, worlds: int, seed: int, sizes: Sizes, policy: VerdictPolicy
+) -> tuple[dict[str, list[Judged]], float]:
+    """Every half of every world, each kept below `out` when it is finished and only read the next time; and the CPU
+    seconds of all.
 
     Raises:
         SpecError: a part in `out` is of other sizes, of another policy or unreadable.
     """
     rows: dict[str, list[Judged]] = {}
+    total = 0.0
     key = document_sha256({"sizes": plain_object(sizes), "policy": policy.sha256})
     for number in range(worlds):
         for half in range(HALVES):
@@ -241,11 +247,13 @@ def run(out: Path, *, worlds: int, seed: int, sizes: Sizes, policy: VerdictPolic
                 found = half_of_a_world(trial, half, policy=policy)
                 cpu_seconds = time.process_time() - started
                 write_atomically(part, _part(key, cpu_seconds, found))
-            for kind, judged_rows in _read(part, key).items():
+            finished, cpu_seconds = _read(part, key)
+            total += cpu_seconds
+            for kind, judged_rows in finished.items():
                 rows.setdefault(kind, []).extend(judged_rows)
             _show(f"{number * HALVES + half + 1} of {worlds * HALVES} halves")
         shutil.rmtree(out / f"models-{seed + number}", ignore_errors=True)
-    return rows
+    return rows, total
 
 
 def _part(key: str, cpu_seconds: float, rows: Mapping[str, Sequence[Judged]]) -> bytes:
@@ -253,22 +261,12 @@ def _part(key: str, cpu_seconds: float, rows: Mapping[str, Sequence[Judged]]) ->
     return json.dumps({"key": key, "cpu_seconds": cpu_seconds, "rows": shown}, indent=1, sort_keys=True).encode()
 
 
-def _read(part: Path, key: str) -> dict[str, list[Judged]]:
+def _read(part: Path, key: str) -> tuple[dict[str, list[Judged]], float]:
     document = json.loads(part.read_text(encoding="utf-8"))
     if document["key"] != key:
         raise SpecError(f"{part.name} was measured with other sizes or another policy; name an empty directory")
-    return {kind: [Judged(**row) for row in group] for kind, group in document["rows"].items()}
-
-
-@dataclass(frozen=True, slots=True)
-class Rate:
-    """How often something happened, with one-sided 95 % bounds; trials of one half share a model and its twins."""
-
-    what: str
-    happened: int
-    trials: int
-    lower: float
-    upper: float
+    rows = {kind: [Judged(**row) for row in group] for kind, group in document["rows"].items()}
+    return rows, float(document["cpu_seconds"])
 
 
 def rate(what: str, rows: Sequence[Judged], happened: Callable[[Judged], bool]) -> Rate:
@@ -282,12 +280,14 @@ def rates(rows: Mapping[str, Sequence[Judged]]) -> list[Rate]:
     """The table: false PASS by family and level, PASS on gold, FAIL on unchanged models."""
     out = []
     for level in LEVELS:
-        for family in FAMILIES:
-            kind = f"{family} with {level} rho"
+        kinds = [f"{family} with {level} rho" for family in FAMILIES]
+        for family, kind in zip(FAMILIES, kinds, strict=True):
             if rows.get(kind):
                 out.append(rate(f"{kind}: {family} passes", rows[kind], lambda r, f=family: r.results[f] == "PASS"))
                 out.append(rate(f"{kind}: all three pass", rows[kind], lambda r: r.overall == "PASS"))
-    for kind in rows:
+        if together := [row for kind in kinds for row in rows.get(kind, ())]:
+            out.append(rate(f"any with {level} rho: all three pass", together, lambda r: r.overall == "PASS"))
+    for kind in sorted(rows, key=lambda kind: (kind.split(",")[0], _facts(kind) or 0)):
         if kind.startswith("gold"):
             out.append(rate(f"{kind}: PASS", rows[kind], lambda r: r.overall == "PASS"))
             out.append(rate(f"{kind}: INCONCLUSIVE", rows[kind], lambda r: r.overall == "INCONCLUSIVE"))
@@ -296,18 +296,26 @@ def rates(rows: Mapping[str, Sequence[Judged]]) -> list[Rate]:
     return out
 
 
-def strengths(rows: Mapping[str, Sequence[Judged]]) -> dict[str, dict[str, float]]:
-    """The median strength d- of each family by number of facts."""
-    out: dict[str, dict[str, float]] = {}
+def by_facts(rows: Mapping[str, Sequence[Judged]]) -> list[ByFacts]:
+    """What gold models show, from the fewest facts to the most."""
+    out = []
     for kind, group in rows.items():
-        if kind.startswith("gold"):
-            found = {f: [r.strength[f] for r in group] for f in FAMILIES}
-            out[kind] = {f: median(v for v in values if v is not None) for f, values in found.items()}
-    return out
+        facts = _facts(kind)
+        if kind.startswith("gold") and facts is not None:
+            strength = {f: median(d for row in group if (d := row.strength[f]) is not None) for f in FAMILIES}
+            verdicts = {verdict: sum(row.overall == verdict for row in group) for verdict in VERDICTS}
+            out.append(ByFacts(facts, strength, verdicts))
+    return sorted(out, key=lambda point: point.facts)
+
+
+def _facts(kind: str) -> int | None:
+    """How many facts a kind of trial asks about; `None` where that is the same for all."""
+    found = re.search(r", (\d+) facts$", kind)
+    return int(found[1]) if found else None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the table and write `error_rates.json`; 2 when the request cannot be met."""
+    """Print the table and write it, JSON and a picture; 2 when the request cannot be met."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.error_rates", description="Count wrong verdicts.")
     parser.add_argument("--out", type=Path, required=True, help="directory for parts and result")
     parser.add_argument("--worlds", type=int, default=5)
@@ -319,20 +327,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     sizes = quick(Sizes()) if options.quick else Sizes()
     try:
-        rows = run(
+        rows, cpu_seconds = run(
             options.out, worlds=options.worlds, seed=options.seed, sizes=sizes, policy=load_policy("reference-1")
         )
     except SpecError as exc:
         sys.stderr.write(f"{exc}\n")
         return 2
-    table, strong = rates(rows), strengths(rows)
-    document = {"sizes": plain_object(sizes), "rates": [asdict(row) for row in table], "strength": strong}
-    write_atomically(options.out / "error_rates.json", json.dumps(document, indent=1, sort_keys=True).encode())
+    table, curve = rates(rows), by_facts(rows)
+    write_results(options.out, table, curve, cpu_minutes=cpu_seconds / 60, sizes=plain_object(sizes))
     for row in table:
         share = row.happened / row.trials
         _show(f"{row.what:<44}{row.happened:>5} of {row.trials:<5}{share:7.3f}   [{row.lower:.3f}, {row.upper:.3f}]")
-    for kind, values in strong.items():
-        _show(f"{kind:<44}d-  " + "  ".join(f"{family} {value:.1f}" for family, value in values.items()))
+    for point in curve:
+        strengths = "  ".join(f"{family} {value:.1f}" for family, value in point.strength.items())
+        _show(f"{f'gold, {point.facts} facts':<44}d-  {strengths}")
     return 0
 
 

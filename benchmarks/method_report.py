@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from benchmarks.method_columns import RELEARNING_EPOCHS, beside_gold
+from benchmarks.panels import Panel
 from ml.digests import canonical_json
 from ml.files import write_atomically
-from ml.pictures.svg import BLUE, GREEN, ORANGE, Axis, drawing, line, ruler, words
+from ml.pictures.svg import BLUE, GREEN, ORANGE, drawing, words
 
 NAME: Final = "methods"
 _TABLE: Final = (
@@ -171,25 +172,11 @@ def picture(means: Sequence[Mapping[str, Any]]) -> str:
     return drawing(body, title="Deletion methods", text=text, element_id=NAME, width=2 * width, height=height)
 
 
-def _frame(title: str, across: Axis, up: Axis, *, below: str, beside: str) -> Iterator[str]:
-    width, height = _PANEL
-    left, top, right, bottom = _INSIDE
-    floor = height - bottom
-    yield words(left, 22, title, size=14, anchor="start", bold=True)
-    yield ruler(across, top=floor + 6, label=below)
-    yield line(left, floor, width - right, floor)
-    yield line(left, top, left, floor)
-    for tick in up.ticks():
-        y = floor - up.place(tick)
-        yield line(left - 5, y, left, y) + words(left - 8, y + 4, f"{tick:g}", anchor="end")
-    yield words(left + 4, top - 4, beside, size=11, anchor="start")
-
-
 def _scatter(rows: Sequence[Mapping[str, Any]]) -> str:
-    across, up, floor = _axes(1.0)
-    parts = list(_frame("Utility against forgetting", across, up, below="forget probability", beside="utility"))
+    panel = Panel(_PANEL, _INSIDE, (1.0, 1.05))
+    parts = [panel.frame("Utility against forgetting", below="forget probability", beside="utility")]
     for row in rows:
-        x, y = across.place(row["forget_prob"]), floor - up.place(row["utility"])
+        x, y = panel.place(row["forget_prob"], row["utility"])
         colour = _LOCAL.get(row["model"], BLUE)
         parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.5" fill="{colour}"/>')
         parts.append(words(x + 8, y + 4, row["model"], size=11, anchor="start"))
@@ -197,24 +184,10 @@ def _scatter(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _curves(rows: Sequence[Mapping[str, Any]]) -> str:
-    across, up, floor = _axes(float(max(RELEARNING_EPOCHS)))
+    panel = Panel(_PANEL, _INSIDE, (float(max(RELEARNING_EPOCHS)), 1.05))
     title = "What comes back after relearning the other half"
-    parts = list(_frame(title, across, up, below="epochs of relearning", beside="share of values"))
+    parts = [panel.frame(title, below="epochs of relearning", beside="share of values")]
     for row in rows:
-        values = [(0.0, row["forget_hit"]), *((float(e), row[f"relearned_{e}_hit"]) for e in RELEARNING_EPOCHS)]
-        placed = [(across.place(x), floor - up.place(y)) for x, y in values]
-        colour = _LOCAL.get(row["model"], BLUE)
-        way = " ".join(f"{x:.1f},{y:.1f}" for x, y in placed)
-        parts.append(f'<polyline points="{way}" fill="none" stroke="{colour}" stroke-width="1.5"/>')
-        parts.append(words(placed[-1][0] + 6, placed[-1][1] + 4, row["model"], size=11, anchor="start"))
+        points = [(0.0, row["forget_hit"]), *((float(e), row[f"relearned_{e}_hit"]) for e in RELEARNING_EPOCHS)]
+        parts.append(panel.curve(points, _LOCAL.get(row["model"], BLUE), name=row["model"]))
     return "".join(parts)
-
-
-def _axes(reach: float) -> tuple[Axis, Axis, float]:
-    width, height = _PANEL
-    left, top, right, bottom = _INSIDE
-    return (
-        Axis(0.0, reach, left, width - right),
-        Axis(0.0, 1.05, 0.0, height - top - bottom),
-        float(height - bottom),
-    )

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from benchmarks.panels import DASHES, Panel, Points
 from ml.digests import canonical_json
 from ml.documents import plain_object
 from ml.files import write_atomically
-from ml.pictures.svg import BLUE, GREEN, ORANGE, Axis, drawing, line, ruler, words
+from ml.pictures.svg import BLUE, GREEN, ORANGE, drawing
 
 NAME: Final = "scaling"
 _PANEL: Final = (470, 300)
 _INSIDE: Final = (58, 40, 18, 54)  # left, top, right and bottom of a panel's frame
-_DASHES: Final = (' fill="none"', ' fill="none" stroke-dasharray="6 4"', ' fill="none" stroke-dasharray="2 3"')
 _COLOURS: Final = (BLUE, ORANGE, GREEN)
 
 
@@ -169,8 +169,6 @@ def _table(head: Sequence[str], rows: Iterator[tuple[str, ...]]) -> list[str]:
 
 # --- picture ------------------------------------------------------------------------------------------------------
 
-Points = Sequence[tuple[float, float]]
-
 
 def picture(found: Scaling) -> str:
     """Four panels: seconds against subjects, twins, tokens and vocabulary."""
@@ -211,31 +209,10 @@ def _curves(blocks: Mapping[int, Block], place: Callable[[int, Block], float]) -
 
 
 def _panel(title: str, label: str, curves: Mapping[str, Points]) -> str:
-    width, height = _PANEL
-    left, top, right, bottom = _INSIDE
     xs, ys = ([point[i] for points in curves.values() for point in points] for i in (0, 1))
-    across = Axis(0.0, max(xs) * 1.04, left, width - right)
-    up = Axis(0.0, max(ys) * 1.04, 0.0, height - top - bottom)
-    floor = height - bottom
-    parts = [words(left, 22, title, size=14, anchor="start", bold=True), ruler(across, top=floor + 6, label=label)]
-    parts += [line(left, floor, width - right, floor), line(left, top, left, floor)]
-    for tick in up.ticks():
-        y = floor - up.place(tick)
-        parts += [line(left - 5, y, left, y), words(left - 8, y + 4, f"{tick:g}", anchor="end")]
-    parts.append(words(left + 4, top - 2, "CPU seconds", size=11, anchor="start"))
+    panel = Panel(_PANEL, _INSIDE, (max(xs) * 1.04, max(ys) * 1.04))
+    parts = [panel.frame(title, below=label, beside="CPU seconds")]
     for number, (name, points) in enumerate(curves.items()):
-        placed = [(across.place(x), floor - up.place(y)) for x, y in points]
-        parts += _curve(placed, number)
-        parts.append(_key(name, number, x=left + 96, y=top + 8 + 16 * number))
+        colour, dashes = _COLOURS[number], DASHES[number]
+        parts += [panel.curve(points, colour, dashes=dashes, dots=True), panel.key(number, name, colour, dashes=dashes)]
     return "".join(parts)
-
-
-def _curve(placed: Sequence[tuple[float, float]], number: int) -> Iterator[str]:
-    way = " ".join(f"{x:.1f},{y:.1f}" for x, y in placed)
-    yield f'<polyline points="{way}" stroke="{_COLOURS[number]}" stroke-width="2"{_DASHES[number]}/>'
-    yield from (f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" fill="{_COLOURS[number]}"/>' for x, y in placed)
-
-
-def _key(name: str, number: int, *, x: float, y: float) -> str:
-    stroke = f'stroke="{_COLOURS[number]}" stroke-width="2"{_DASHES[number]}'
-    return f'<polyline points="{x:g},{y:g} {x + 28:g},{y:g}" {stroke}/>' + words(x + 34, y + 4, name, anchor="start")

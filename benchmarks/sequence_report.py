@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from benchmarks.panels import Panel
 from ml.digests import canonical_json
 from ml.files import write_atomically
-from ml.pictures.svg import BLUE, GREEN, ORANGE, Axis, drawing, line, ruler, words
+from ml.pictures.svg import BLUE, GREEN, ORANGE, drawing
 
 NAME: Final = "sequences"
 _PANEL: Final = (520, 340)
@@ -94,25 +95,13 @@ def _verdict(judged: Mapping[str, Any]) -> str:
 def picture(found: Mapping[str, Any], *, in_a_row: int) -> str:
     """Utility, kept values and the most that anybody deleted is still known, version by version."""
     width, height = _PANEL
-    left, top, right, bottom = _INSIDE
-    across = Axis(0.0, float(in_a_row), left, width - right)
-    up, floor = Axis(0.0, 1.05, 0.0, height - top - bottom), height - bottom
-    parts = [
-        words(left, 22, "Deletions one after another", size=14, anchor="start", bold=True),
-        ruler(across, top=floor + 6, label="deletions so far"),
-        line(left, floor, width - right, floor),
-        line(left, top, left, floor),
-    ]
-    for tick in up.ticks():
-        y = floor - up.place(tick)
-        parts += [line(left - 5, y, left, y), words(left - 8, y + 4, f"{tick:g}", anchor="end")]
+    panel = Panel(_PANEL, _INSIDE, (float(in_a_row), 1.05))
+    parts = [panel.frame("Deletions one after another", below="deletions so far", beside="share")]
+    states = [found[f"kept-{number}"] for number in range(in_a_row + 1)]
     for name, colour in _CURVES:
-        states = [found[f"kept-{number}"] for number in range(in_a_row + 1)]
         values = [worst(state, "hit") if name.startswith("worst") else float(state[name]) for state in states]
-        placed = [(across.place(float(i)), floor - up.place(value)) for i, value in enumerate(values)]
-        way = " ".join(f"{x:.1f},{y:.1f}" for x, y in placed)
-        parts.append(f'<polyline points="{way}" fill="none" stroke="{colour}" stroke-width="2"/>')
-        parts.append(words(placed[-1][0] + 6, placed[-1][1] + 4, name.replace("_", " "), size=11, anchor="start"))
+        points = [(float(number), value) for number, value in enumerate(values)]
+        parts.append(panel.curve(points, colour, name=name.replace("_", " ")))
     last = found[f"kept-{in_a_row}"]
     text = (
         f"After {in_a_row} deletions in a row utility went from {found['kept-0']['utility']:.3f} to "

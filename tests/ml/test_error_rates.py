@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
+from xml.etree import ElementTree
 
 import pytest
 import torch
 
 from benchmarks import error_rates
-from benchmarks.error_rates import FAMILIES, Judged, judged, primaries_of, rate
+from benchmarks.error_rates import FAMILIES, Judged, by_facts, judged, primaries_of, rate, rates
+from benchmarks.error_report import write_results
 from benchmarks.graded_models import Scores, Way
 from ml.policies import load_policy
 
@@ -89,6 +92,45 @@ def test_rates_carry_their_bounds() -> None:
     none = rate("false PASS", [row] * 59, lambda r: r.overall == "PASS")
     assert (none.happened, none.lower) == (0, 0.0)
     assert none.upper == pytest.approx(0.04950761, abs=1e-8)
+
+
+def _people(facts: int, **verdicts: int) -> list[Judged]:
+    return [
+        Judged(
+            "w-0",
+            None,
+            {"F1": 1.0 * facts, "F2": 2.0 * facts, "F3": None if number else 3.0},
+            dict.fromkeys(FAMILIES, verdict),
+        )
+        for verdict, count in verdicts.items()
+        for number in range(count)
+    ]
+
+
+def test_the_curve_goes_from_few_facts_to_many_and_counts_every_verdict(tmp_path: Path) -> None:
+    rows = {
+        "gold, 36 facts": _people(36, PASS=9, INCONCLUSIVE=1),
+        "gold, 5 facts": _people(5, PASS=1, INCONCLUSIVE=2, FAIL=1),
+        "unchanged, 5 facts": _people(5, FAIL=4),
+        "F1 with 1 rho": _people(20, INCONCLUSIVE=3),
+        "F3 with 1 rho": _people(20, PASS=1, INCONCLUSIVE=1),
+    }
+    curve = by_facts(rows)
+    assert [(point.facts, point.share("PASS"), point.share("FAIL")) for point in curve] == [
+        (5, 0.25, 0.25),
+        (36, 0.9, 0),
+    ]
+    assert curve[0].strength == {"F1": 5.0, "F2": 10.0, "F3": 3.0}
+    table = rates(rows)
+    assert [row.what for row in table if row.what.startswith("gold")][0] == "gold, 5 facts: PASS"
+    counted = {row.what: (row.happened, row.trials) for row in table}
+    assert counted["F3 with 1 rho: all three pass"] == (1, 2)
+    assert counted["any with 1 rho: all three pass"] == (1, 5)
+    write_results(tmp_path, table, curve, cpu_minutes=1.5, sizes={"twins": 239})
+    ElementTree.fromstring((tmp_path / "error_rates.svg").read_text())
+    assert "| 36 | 36.0 | 72.0 | 3.0 | 0.900 | 0.100 | 0.000 |" in (tmp_path / "error_rates.md").read_text()
+    document = json.loads((tmp_path / "error_rates.json").read_text())
+    assert document["by_facts"][1]["verdicts"] == {"PASS": 9, "INCONCLUSIVE": 1, "FAIL": 0}
 
 
 @pytest.mark.parametrize(
