@@ -11,23 +11,19 @@ from __future__ import annotations
 import copy
 import importlib.metadata
 import importlib.util
-import json
 import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
-from pathlib import Path
 from typing import Any, Final
 
 import torch
-from peft import PeftModel, get_peft_model_state_dict
-from safetensors import safe_open
 from transformers import BitsAndBytesConfig
 
-from ml.digests import model_manifest
 from ml.documents import Json
-from ml.errors import DigestMismatchError, LoaderMissingError, ModelDirectoryError, SpecError
+from ml.errors import LoaderMissingError, ModelDirectoryError, SpecError
+from ml.models.adapter_files import with_adapters
 from ml.models.load import LoadedModel, load_model
 from ml.models.quantise import GROUP, ROUNDINGS, linear_layers, quantised
 from ml.specs import ModelRef, VerdictPolicy
@@ -41,9 +37,6 @@ _OTHER_ADAPTERS: Final = "Adapters other than those named, and these at another 
 _NO_LONGER_UNTESTED: Final = ("Adapter combinations and scalings", "Adapter scalings")
 _LIBRARY: Final = "bitsandbytes"
 _WITH: Final = re.compile(r"with(_[1-9])+")
-_ADAPTER_CONFIG: Final = "adapter_config.json"
-_PLAIN_STARTS: Final = (True, False, "gaussian")
-_ADAPTER_WEIGHTS: Final = "adapter_model.safetensors"
 
 
 def copies(adapters: int) -> tuple[str, ...]:
@@ -140,7 +133,7 @@ def served(
     if role not in combinations_of(len(adapters)):
         raise SpecError(f"a candidate is not served as {role!r}")
     chosen = [adapters[number - 1] for number in _numbers(role)]
-    return replace(candidate, model=_with_adapters(copy.deepcopy(candidate.model), chosen).eval())
+    return replace(candidate, model=with_adapters(copy.deepcopy(candidate.model), chosen).eval())
 
 
 def _refuse_unquantised(model: Any, role: str) -> None:
@@ -153,78 +146,7 @@ def _refuse_unquantised(model: Any, role: str) -> None:
         raise ModelDirectoryError(f"{len(kept)} layers of artefact {role} were left as they are, {kept[0]} first")
 
 
-def _untie(model: Any) -> None:
-    """Give the output layer weights of its own: its adapter changes that layer alone, and theirs the token vectors."""
-    head, vectors = (
-        getattr(layer, "base_layer", layer) for layer in (model.get_output_embeddings(), model.get_input_embeddings())
-    )
-    if head is not None and head.weight is vectors.weight:
-        head.weight = torch.nn.Parameter(head.weight.detach().clone())
-        model.config.tie_word_embeddings = False
-
-
 def _numbers(role: str) -> list[int]:
     if not _WITH.fullmatch(role):
         raise SpecError(f"a candidate is not served as {role!r}")
     return [int(number) for number in role.split("_")[1:]]
-
-
-def _with_adapters(model: Any, chosen: Sequence[ModelRef]) -> Any:
-    """Add adapters into the weights: what a server computes that has all of them switched on at once."""
-    names = [f"adapter_{place}" for place in range(len(chosen))]
-    adapted = None
-    for name, ref in zip(names, chosen, strict=True):
-        directory = Path(ref.path)
-        if model_manifest(directory).manifest_sha256 != ref.manifest_sha256:
-            raise DigestMismatchError(f"adapter directory {directory.name} does not match its recorded manifest digest")
-        _refuse_unfit(directory)
-        try:
-            adapted = _loaded(model if adapted is None else adapted, directory, name)
-        except ModelDirectoryError:
-            raise
-        except Exception as exc:  # noqa: BLE001 - a parser boundary: the library raises many types on a broken directory
-            kind = type(exc).__name__
-            raise ModelDirectoryError(f"adapter directory {directory.name} cannot be loaded: {kind}") from exc
-    if adapted is None:
-        raise SpecError("a form with adapters names at least one")
-    _untie(adapted.get_base_model())
-    return adapted.merge_and_unload(safe_merge=True, adapter_names=names)
-
-
-def _loaded(model: Any, directory: Path, name: str) -> PeftModel:
-    """Put one more adapter on a model.
-
-    Raises:
-        ModelDirectoryError: its tensors are not those of the layers that it names. To peft that is no error.
-    """
-    with safe_open(directory / _ADAPTER_WEIGHTS, framework="pt") as stored:
-        tensors = set(stored.keys())
-    if isinstance(model, PeftModel):
-        model.load_adapter(str(directory), adapter_name=name, local_files_only=True)
-    else:
-        model = PeftModel.from_pretrained(model, str(directory), adapter_name=name, local_files_only=True)
-    # With an adapter of the output layer the weights below it are saved too. Left to itself, peft would look the name
-    # of the base model up, on a hub if it is nowhere else.
-    forms = (get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=also) for also in (False, True))
-    if tensors not in map(set, forms):
-        raise ModelDirectoryError(f"the tensors of adapter directory {directory.name} are not those of its own layers")
-    return model
-
-
-def _refuse_unfit(directory: Path) -> None:
-    for name in (_ADAPTER_CONFIG, _ADAPTER_WEIGHTS):
-        if not (directory / name).is_file():
-            raise ModelDirectoryError(f"adapter directory {directory.name} has no {name}")
-    try:
-        config = json.loads((directory / _ADAPTER_CONFIG).read_text(encoding="utf-8"))
-    except ValueError as exc:
-        raise ModelDirectoryError(f"{_ADAPTER_CONFIG} of {directory.name} is not JSON") from exc
-    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
-        raise ModelDirectoryError(f"adapter directory {directory.name} holds no LoRA adapter")
-    if config.get("megatron_config"):
-        raise ModelDirectoryError(f"{_ADAPTER_CONFIG} of {directory.name} names a module to import (megatron_config)")
-    if config.get("init_lora_weights", True) not in _PLAIN_STARTS:
-        raise ModelDirectoryError(
-            f"the adapter of {directory.name} starts by changing the model below it (init_lora_weights); convert it to "
-            "a plain LoRA adapter"
-        )

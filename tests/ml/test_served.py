@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 
 from ml.data.collate import encode_records
 from ml.decision import Result, judge
@@ -32,45 +32,16 @@ from ml.verification.measure import roles, shares
 from ml.verification.policy_check import refuse_unknown
 from ml.verify import gate_table, run_manifest, run_verification
 from tests.flow.stand import missing
+from tests.ml.adapters import QUANTISED, logits, made_adapter
 from tests.ml.specs import verification_spec
 from tests.tiny import TinyWorld, tiny_model
 
 POLICY = load_policy("unit-1")
-QUANTISED = Path(sys.prefix) / "quantised"
 
 
 @pytest.fixture(scope="module")
 def untrained(tmp_path_factory: pytest.TempPathFactory) -> ModelRef:
     return tiny_model(Path(tmp_path_factory.mktemp("served")) / "model", seed=6)
-
-
-def adapter(
-    start: ModelRef,
-    directory: Path,
-    *,
-    seed: int,
-    teach: Callable[[LoadedModel], None] | None = None,
-    layers: str | list[str] = "all-linear",
-) -> ModelRef:
-    """A LoRA adapter as its makers would save it: of random weights, or of what `teach` trains into it."""
-    loaded = load_model(start)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        adapted = get_peft_model(loaded.model, LoraConfig(r=16, lora_alpha=32, target_modules=layers))
-        if teach is None:
-            for name, parameter in adapted.named_parameters():
-                if "lora_B" in name:
-                    torch.nn.init.normal_(parameter, std=0.05)
-        else:
-            teach(replace(loaded, model=adapted))
-    adapted.save_pretrained(str(directory))
-    (directory / "README.md").unlink(missing_ok=True)
-    return ModelRef(str(directory), model_manifest(directory).manifest_sha256)
-
-
-def _logits(model: object) -> torch.Tensor:
-    with torch.inference_mode():
-        return model(torch.arange(3, 40)[None]).logits  # type: ignore[operator, no-any-return]
 
 
 def test_every_combination_of_adapters_is_a_form_of_its_own() -> None:
@@ -83,9 +54,9 @@ def test_every_combination_of_adapters_is_a_form_of_its_own() -> None:
 def test_a_form_with_adapters_computes_what_a_server_computes_that_switches_them_on(
     untrained: ModelRef, tmp_path: Path
 ) -> None:
-    both = [adapter(untrained, tmp_path / name, seed=seed) for name, seed in (("a", 1), ("b", 2))]
+    both = [made_adapter(untrained, tmp_path / name, seed=seed) for name, seed in (("a", 1), ("b", 2))]
     candidate = load_model(untrained)
-    before = _logits(candidate.model)
+    before = logits(candidate.model)
     made = {
         role: served(role, candidate, untrained, adapters=both, device="cpu", dtype="float32")
         for role in combinations_of(2)
@@ -94,36 +65,38 @@ def test_a_form_with_adapters_computes_what_a_server_computes_that_switches_them
     live.load_adapter(both[1].path, adapter_name="b")
     for role, chosen in (("with_1", ["a"]), ("with_2", ["b"]), ("with_1_2", ["a", "b"])):
         live.base_model.set_adapter(chosen)
-        assert torch.allclose(_logits(made[role].model), _logits(live), atol=1e-4), role
-    assert torch.equal(_logits(candidate.model), before)
+        assert torch.allclose(logits(made[role].model), logits(live), atol=1e-4), role
+    assert torch.equal(logits(candidate.model), before)
 
 
 def test_an_adapter_of_the_output_layer_leaves_tied_token_vectors_alone(untrained: ModelRef, tmp_path: Path) -> None:
     candidate = load_model(untrained)
     assert candidate.model.get_output_embeddings().weight is candidate.model.get_input_embeddings().weight
-    head = adapter(untrained, tmp_path / "head", seed=3, layers=["lm_head"])
+    head = made_adapter(untrained, tmp_path / "head", seed=3, layers=["lm_head"])
     made = served("with_1", candidate, untrained, adapters=[head], device="cpu", dtype="float32")
     live = PeftModel.from_pretrained(load_model(untrained).model, head.path)
-    assert torch.allclose(_logits(made.model), _logits(live), atol=1e-4)
-    assert not torch.allclose(_logits(made.model), _logits(candidate.model), atol=1e-2)
+    assert torch.allclose(logits(made.model), logits(live), atol=1e-4)
+    assert not torch.allclose(logits(made.model), logits(candidate.model), atol=1e-2)
     vectors = made.model.get_input_embeddings().weight
     assert torch.equal(vectors, candidate.model.get_input_embeddings().weight)
 
 
 def test_two_adapters_of_the_output_layer_are_both_in_force(untrained: ModelRef, tmp_path: Path) -> None:
-    both = [adapter(untrained, tmp_path / name, seed=seed, layers=["lm_head"]) for name, seed in (("a", 1), ("b", 2))]
+    both = [
+        made_adapter(untrained, tmp_path / name, seed=seed, layers=["lm_head"]) for name, seed in (("a", 1), ("b", 2))
+    ]
     candidate = load_model(untrained)
     live = PeftModel.from_pretrained(load_model(untrained).model, both[0].path, adapter_name="a")
     live.load_adapter(both[1].path, adapter_name="b")
     live.base_model.set_adapter(["a", "b"])
     made = served("with_1_2", candidate, untrained, adapters=both, device="cpu", dtype="float32")
-    assert torch.allclose(_logits(made.model), _logits(live), atol=1e-4)
+    assert torch.allclose(logits(made.model), logits(live), atol=1e-4)
 
 
 def test_an_adapter_cannot_make_the_verifier_look_anything_up(
     untrained: ModelRef, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    named = adapter(untrained, tmp_path / "named", seed=1)
+    named = made_adapter(untrained, tmp_path / "named", seed=1)
     path = Path(named.path) / "adapter_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "base_model_name_or_path": "mallory/base"}))
     asked: list[object] = []
@@ -147,7 +120,7 @@ def test_weights_that_say_how_they_are_quantised_are_refused(untrained: ModelRef
 
 
 def test_adapters_that_are_broken_or_another_one_are_refused(untrained: ModelRef, tmp_path: Path) -> None:
-    sound = adapter(untrained, tmp_path / "sound", seed=1)
+    sound = made_adapter(untrained, tmp_path / "sound", seed=1)
 
     def refused(name: str, spoil: Callable[[Path], object], error: type[Exception], match: str) -> None:
         directory = tmp_path / name
@@ -233,8 +206,8 @@ def test_an_adapter_that_brings_the_person_back_fails_a_candidate_that_is_clean_
         settings = LoopSettings(steps=60, learning_rate=1e-2, warmup_steps=5, report_every=60)
         finetune(loaded.model, rows, settings, pad_id=loaded.pad_id, batch_rows=32, seed=1)
 
-    remembering = adapter(tiny.gold, tmp_path / "remembering", seed=1, teach=teach)
-    harmless = adapter(tiny.gold, tmp_path / "harmless", seed=2, teach=lambda loaded: None)
+    remembering = made_adapter(tiny.gold, tmp_path / "remembering", seed=1, teach=teach)
+    harmless = made_adapter(tiny.gold, tmp_path / "harmless", seed=2, teach=lambda loaded: None)
     policy = with_every_adapter(_served_only("merged", "int8"), 2)
     report = _verified(policy, tiny, tmp_path, (harmless, remembering))
     verdict = judge(report, policy)
