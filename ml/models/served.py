@@ -36,6 +36,7 @@ MOST_ADAPTERS: Final = 4
 _OTHER_ADAPTERS: Final = "Adapters other than those named, and these at another scale, unmerged, or on rounded copies."
 _NO_LONGER_UNTESTED: Final = ("Adapter combinations and scalings", "Adapter scalings")
 _LIBRARY: Final = "bitsandbytes"
+_BY_PROCESSOR: Final = "support_avx512bf16_for_cpu"
 _WITH: Final = re.compile(r"with(_[1-9])+")
 
 
@@ -128,12 +129,21 @@ def served(
         logging.getLogger(_LIBRARY).setLevel(logging.ERROR)  # it tells of every layer, at every pass
         how = BitsAndBytesConfig(**LOADERS[role], bnb_4bit_compute_dtype=getattr(torch, dtype))
         loaded = load_model(ref, device=device, dtype=dtype, quantisation=how)
+        compute_alike(loaded.model)
         _refuse_unquantised(loaded.model, role)
         return loaded
     if role not in combinations_of(len(adapters)):
         raise SpecError(f"a candidate is not served as {role!r}")
     chosen = [adapters[number - 1] for number in _numbers(role)]
     return replace(candidate, model=with_adapters(copy.deepcopy(candidate.model), chosen).eval())
+
+
+def compute_alike(model: Any) -> None:
+    """Keep 4-bit layers from another way of computing that the library takes on some processors only: it rounds once
+    more, so evidence would not repeat elsewhere, and it fails on layers of some sizes."""
+    for layer in model.modules():
+        if hasattr(layer, _BY_PROCESSOR):
+            setattr(layer, _BY_PROCESSOR, False)
 
 
 def _refuse_unquantised(model: Any, role: str) -> None:
