@@ -9,7 +9,8 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Final
 
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
@@ -18,6 +19,9 @@ from transformers.utils import logging as transformers_logging
 from ml.digests import model_manifest, sha256_hex
 from ml.errors import DigestMismatchError, ModelDirectoryError, TokenizerMismatchError
 from ml.specs import ModelRef
+
+_CONFIG: Final = "config.json"
+_ROUNDED: Final = "quantization_config"
 
 # Progress is ours to report, and logs are not terminals.
 transformers_logging.disable_progress_bar()
@@ -44,17 +48,29 @@ def model_ref(directory: Path) -> ModelRef:
     return ModelRef(str(directory), model_manifest(directory).manifest_sha256)
 
 
-def load_model(ref: ModelRef, *, device: str = "cpu", dtype: str = "float32", quantisation: Any = None) -> LoadedModel:
+def load_model(
+    ref: ModelRef,
+    *,
+    device: str = "cpu",
+    dtype: str = "float32",
+    quantisation: Any = None,
+    stored_rounded: bool = False,
+) -> LoadedModel:
     """Load the model at `ref`, checked before a tensor is read.
 
     Args:
         quantisation: how transformers quantises the weights while it loads them; none if it is left out.
+        stored_rounded: take weights that say themselves how they are quantised; what is attacked never may.
     Raises:
         ModelDirectoryError: unsafe or incomplete directory; a tensor is missing, unexpected or of the wrong shape.
         DigestMismatchError: the files are not the recorded ones.
         TokenizerMismatchError: the tokenizer does not fit the model.
     """
-    return _load(ref, AutoModelForCausalLM, device=device, dtype=dtype, quantisation=quantisation)
+    how = {} if quantisation is None else {"quantization_config": quantisation}
+    if how or stored_rounded:
+        # A quantised model is put where it belongs while it is loaded, and cannot be moved.
+        how["device_map"] = {"": device}
+    return _load(ref, AutoModelForCausalLM, device=device, dtype=dtype, how=how, stored_rounded=stored_rounded)
 
 
 def tokenizer_sha256(loaded: LoadedModel) -> str:
@@ -67,14 +83,36 @@ def load_rewriter(ref: ModelRef, *, device: str = "cpu") -> LoadedModel:
     return _load(ref, AutoModelForSeq2SeqLM, device=device, dtype="float32")
 
 
-def _load(ref: ModelRef, kind: Any, *, device: str, dtype: str, quantisation: Any = None) -> LoadedModel:
+def stored_rounding(directory: Path) -> dict[str, Any] | None:
+    """What the weights of a model directory say about how they are quantised, if they say anything.
+
+    Raises:
+        ModelDirectoryError: the directory has no configuration that can be read.
+    """
+    try:
+        document = json.loads((directory / _CONFIG).read_text(encoding="utf-8"))
+    except OSError as exc:
+        raise ModelDirectoryError(f"model directory {directory.name} has no {_CONFIG}") from exc
+    except ValueError as exc:
+        raise ModelDirectoryError(f"model file {_CONFIG} is not JSON") from exc
+    found = document.get(_ROUNDED) if isinstance(document, dict) else None
+    return found if isinstance(found, dict) else None
+
+
+def _load(
+    ref: ModelRef,
+    kind: Any,
+    *,
+    device: str,
+    dtype: str,
+    how: Mapping[str, Any] = MappingProxyType({}),
+    stored_rounded: bool = False,
+) -> LoadedModel:
     directory = Path(ref.path)
     manifest = model_manifest(directory)
     if manifest.manifest_sha256 != ref.manifest_sha256:
         raise DigestMismatchError(f"model directory {directory.name} does not match its recorded manifest digest")
-    _refuse_remote_code(directory)
-    # A quantised model is put where it belongs while it is loaded, and cannot be moved.
-    how = {} if quantisation is None else {"quantization_config": quantisation, "device_map": {"": device}}
+    _refuse_remote_code(directory, stored_rounded=stored_rounded)
     model = _load_weights(directory, kind, dtype, how)
     tokenizer = _load_tokenizer(directory)
     _check_tokenizer(tokenizer, model.config, directory.name)
@@ -83,9 +121,9 @@ def _load(ref: ModelRef, kind: Any, *, device: str, dtype: str, quantisation: An
     return LoadedModel(model, tokenizer, context, manifest.manifest_sha256)
 
 
-def _refuse_remote_code(directory: Path) -> None:
-    if not (directory / "config.json").is_file():
-        raise ModelDirectoryError(f"model directory {directory.name} has no config.json")
+def _refuse_remote_code(directory: Path, *, stored_rounded: bool) -> None:
+    if not (directory / _CONFIG).is_file():
+        raise ModelDirectoryError(f"model directory {directory.name} has no {_CONFIG}")
     if not any(directory.glob("*.safetensors")):
         raise ModelDirectoryError(f"model directory {directory.name} holds no safetensors weights")
     for path in directory.glob("*.json"):
@@ -95,10 +133,11 @@ def _refuse_remote_code(directory: Path) -> None:
             raise ModelDirectoryError(f"model file {path.name} is not JSON") from exc
         if isinstance(document, dict) and "auto_map" in document:
             raise ModelDirectoryError(f"model file {path.name} asks for remote code (auto_map); remove that entry")
-        if path.name == "config.json" and _asks("quantization_config", document):
+        if path.name == _CONFIG and not stored_rounded and _asks(_ROUNDED, document):
             raise ModelDirectoryError(
                 f"the weights of {directory.name} say themselves how they are quantised (quantization_config), which "
-                "overrides how they are attacked; release full weights, and name the served forms in the policy"
+                "overrides how they are attacked; make full weights of them (python -m ml.full_weights), and name the "
+                "served forms in the policy"
             )
 
 
