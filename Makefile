@@ -7,6 +7,7 @@ METHOD ?= energy_boundary
 DEMO ?= var/demo
 PROCESSES ?= 2
 RESULTS ?= var/benchmark
+DEVICE ?= cpu
 # Which tests `make test` takes: a folder, or --ignore with one; all when empty.
 TESTS ?=
 TORCH := torch==2.13.0
@@ -82,8 +83,8 @@ benchmark: setup
 	$(BIN)/python -m benchmarks.methods --work var/methods-small --out $(RESULTS) --processes $(PROCESSES)
 
 benchmark-full: setup
-	$(BIN)/python -m benchmarks.methods --work var/methods-full --out $(RESULTS) --processes $(PROCESSES) --size full
-	$(BIN)/python -m benchmarks.methods --work var/methods-tofu --out $(RESULTS) --processes $(PROCESSES) --size tofu
+	$(BIN)/python -m benchmarks.methods --work var/methods-full --out $(RESULTS) --processes $(PROCESSES) --size $(if $(filter cpu,$(DEVICE)),full,large) --device $(DEVICE)
+	$(BIN)/python -m benchmarks.methods --work var/methods-tofu --out $(RESULTS) --processes $(PROCESSES) --size tofu --device $(DEVICE)
 
 gpu: setup
 	$(BIN)/python -m pytest -m gpu

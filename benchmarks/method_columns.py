@@ -207,7 +207,8 @@ def measure(ref: ModelRef, base: ModelRef, questions: Questions, *, seed: int) -
     Args:
         base: the model that judges whether answers are language.
     """
-    loaded = load_model(ref)
+    device = questions.world.device
+    loaded = load_model(ref, device=device)
     trained, other = known(loaded, questions.trained), known(loaded, questions.other)
     kept, kept_other = known(loaded, questions.kept), known(loaded, questions.kept_other)
     general, unknown = known(loaded, questions.general), known(loaded, questions.never_seen)
@@ -227,7 +228,7 @@ def measure(ref: ModelRef, base: ModelRef, questions: Questions, *, seed: int) -
         for part in (group.probability, group.rouge, true_better(group.truth_ratios))
     ]
     area = membership_auc(trained.min_k, unknown.min_k)
-    judge = load_model(base)
+    judge = load_model(base, device=device)
     return numbers | {
         "utility": model_utility(utilities),
         "min_k_auc": area,
@@ -261,7 +262,7 @@ def _relearned(ref: ModelRef, questions: Questions, *, seed: int) -> dict[str, f
     lessons, held = questions.lessons
     found = {}
     for epochs in RELEARNING_EPOCHS:
-        loaded = load_model(ref)
+        loaded = load_model(ref, device=questions.world.device)
         rows = encode_records(loaded.tokenizer, lessons, context=loaded.context)
         teach_adapter(loaded, rows, RelearningBudget(_TAUGHT, epochs, _RATE, _RANK), seed=seed)
         found[f"relearned_{epochs}_hit"] = value_hits(loaded, held)
@@ -270,12 +271,13 @@ def _relearned(ref: ModelRef, questions: Questions, *, seed: int) -> dict[str, f
 
 def _benign(ref: ModelRef, questions: Questions, *, seed: int) -> LoadedModel:
     """The model after one epoch of training every weight on people never seen: about nobody it ever learned."""
-    loaded = load_model(ref)
+    device = questions.world.device
+    loaded = load_model(ref, device=device)
     rows = encode_records(loaded.tokenizer, questions.never_seen.records, context=loaded.context)
     steps = -(-len(rows) // _BENIGN_ROWS)
     settings = LoopSettings(steps=steps, learning_rate=1e-3, warmup_steps=1, report_every=steps)
     loaded.model.requires_grad_(True)
-    finetune(loaded.model, rows, settings, pad_id=loaded.pad_id, batch_rows=_BENIGN_ROWS, seed=seed)
+    finetune(loaded.model, rows, settings, pad_id=loaded.pad_id, batch_rows=_BENIGN_ROWS, seed=seed, device=device)
     loaded.model.eval()
     return loaded
 

@@ -43,6 +43,7 @@ def deletion(
         output_dir=str(run / "model"),
         checkpoint_dir=str(run / "checkpoint"),
         base=world.model("base"),
+        device=world.device,
     )
 
 
@@ -50,7 +51,7 @@ def unlearned_alone(spec: UnlearningSpec) -> dict[str, Json]:
     """Run one deletion in a process of its own, because only so is its memory its own.
 
     Returns:
-        steps, CPU seconds and peak memory in MiB; or why it was refused.
+        steps, CPU seconds and peak memory in MiB, of the device where that is another; or why it was refused.
     """
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as alone:
         return alone.submit(_unlearned, spec, torch.get_num_threads()).result()
@@ -63,8 +64,13 @@ def _unlearned(spec: UnlearningSpec, threads: int) -> dict[str, Json]:
         report = run_unlearning(spec)
     except MlError as exc:
         return {"refused": f"{type(exc).__name__}: {exc}"}
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"steps": report.steps, "cpu_seconds": report.cpu_seconds, "peak_mib": peak}
+    return {"steps": report.steps, "cpu_seconds": report.cpu_seconds, "peak_mib": _peak_mib(spec.device)}
+
+
+def _peak_mib(device: str) -> float:
+    if device == "cpu":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return float(torch.cuda.max_memory_allocated(device)) / 2**20
 
 
 def judged(
@@ -103,6 +109,7 @@ def judged(
         parts_dir=str(folder / "parts"),
         training_probes=probes,
         bystanders=written_once(folder / "bystanders.jsonl", lambda path: write_records(path, bystanders)),
+        device=world.device,
     )
     verdict = judge(run_verification(spec, on_progress=ignore_progress, should_stop=never_stop), policy)
     reasons = sorted({f"{finding.code} in {finding.gate}" for finding in verdict.findings})

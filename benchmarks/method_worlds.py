@@ -41,14 +41,17 @@ class MethodWorld:
     Args:
         forgotten: how many customers are to be deleted.
         earlier: how many were deleted before them, and are neither forgotten now nor kept.
+        device: where models are trained, edited and asked.
     Raises:
         SpecError: nobody would be deleted, or nobody kept.
     """
 
-    def __init__(self, root: Path, sizes: Sizes, *, seed: int, forgotten: int, earlier: int = 0) -> None:
+    def __init__(
+        self, root: Path, sizes: Sizes, *, seed: int, forgotten: int, earlier: int = 0, device: str = "cpu"
+    ) -> None:
         if forgotten < 1 or earlier < 0 or earlier + forgotten >= sizes.customers:
             raise SpecError("a comparison deletes at least one customer and keeps at least one")
-        self.root, self.sizes, self.seed = root, sizes, seed
+        self.root, self.sizes, self.seed, self.device = root, sizes, seed, device
         self.population: Population = sizes.population(seed)
         self.world: World = self.population.world
         gone = earlier + forgotten
@@ -91,7 +94,7 @@ class MethodWorld:
     ) -> ModelRef:
         def make(directory: Path) -> None:
             ref = start()
-            loaded = load_model(ref)
+            loaded = load_model(ref, device=self.device)
             checkpoint = self.root / "work" / f"{name}.safetensors"
             train_stage(
                 loaded.model,
@@ -105,6 +108,7 @@ class MethodWorld:
                 config_sha256=document_sha256([plain_object(self.sizes), seed, name, ref.manifest_sha256]),
                 checkpoint_path=checkpoint,
                 on_progress=ignore_progress,
+                device=self.device,
             )
             checkpoint.unlink(missing_ok=True)
 

@@ -1,7 +1,7 @@
 """Which deletion method comes closest to never having learned? Methods beside gold on the same small models.
 
-    python -m benchmarks.methods --work DIR --out DIR [--size small|full|tofu|quick|quick-tofu] [--processes N]
-        [--threads N]
+    python -m benchmarks.methods --work DIR --out DIR [--size small|full|large|tofu|quick|quick-tofu] [--processes N]
+        [--threads N] [--device NAME]
 
 For each seed and number of people to forget: a base, a model that learned everybody, a gold model that never learned
 the forgotten and a second one from another seed (`benchmarks.method_worlds`); every method deletes the same people at
@@ -10,8 +10,9 @@ forgotten on each. Settings are each method's own defaults: nothing is tuned on 
 
 `--work` holds models and finished jobs: a run that was killed continues there, and several may share one directory.
 `--out` receives CSV, JSON, a table and a picture. Sizes: "small" is one seed and four methods, "full" every method,
-three seeds and three numbers of people, "tofu" the same for authors of a public benchmark (`benchmarks.tofu`), whose
-answers are free text; "quick" and "quick-tofu" are for tests.
+three seeds and three numbers of people, "large" the same on larger models (for `--device cuda`), "tofu" the same as
+"full" for authors of a public benchmark (`benchmarks.tofu`), whose answers are free text; "quick" and "quick-tofu"
+are for tests.
 """
 
 from __future__ import annotations
@@ -59,6 +60,13 @@ SMALL_WORLD: Final = WorldSizes(
     shape=_DEMO.shape,
     base=_DEMO.base,
     fine_tune=_DEMO.fine_tune,
+)
+# For a GPU: fifty times the weights, and the slower rate that so many need.
+LARGE_WORLD: Final = replace(
+    SMALL_WORLD,
+    shape=ModelShape(hidden=512, layers=8, heads=8, feed_forward=1408, vocabulary=1280, context=64),
+    base=replace(_DEMO.base, learning_rate=1e-3),
+    fine_tune=replace(_DEMO.fine_tune, learning_rate=7e-4),
 )
 # Free answers are longer than typed ones and need more words.
 TOFU: Final = TofuSizes(
@@ -114,6 +122,9 @@ SIZES: Final = {
     "tofu": Sizes(
         TOFU, (1, 2, 3), (2, 10, 20), tuple(name for name in METHODS if name != "none"), 750, 5, "reference-1"
     ),
+    "large": Sizes(
+        LARGE_WORLD, (1, 2, 3), (1, 2, 4), tuple(name for name in METHODS if name != "none"), 750, 6, "reference-1"
+    ),
     "quick-tofu": Sizes(TINY_TOFU, (1,), (1,), ("energy_boundary",), 8, 2, "unit-1"),
     "quick": Sizes(TINY_WORLD, (1,), (1,), ("grad_diff", "ssd"), 8, 2, "unit-1"),
 }
@@ -141,8 +152,8 @@ class Cell:
 class Comparison:
     """All cells below `work`."""
 
-    def __init__(self, work: Path, sizes: Sizes) -> None:
-        self.work, self.sizes = work, sizes
+    def __init__(self, work: Path, sizes: Sizes, *, device: str = "cpu") -> None:
+        self.work, self.sizes, self.device = work, sizes, device
         self.policy = fast_tier(load_policy(sizes.policy))
         self._worlds: dict[tuple[int, int], MethodWorld] = {}
 
@@ -169,7 +180,9 @@ class Comparison:
         key = cell.seed, cell.forgotten
         if key not in self._worlds:
             root = self.work / f"world-{cell.seed}"
-            self._worlds[key] = MethodWorld(root, self.sizes.world, seed=cell.seed, forgotten=cell.forgotten)
+            self._worlds[key] = MethodWorld(
+                root, self.sizes.world, seed=cell.seed, forgotten=cell.forgotten, device=self.device
+            )
         return self._worlds[key]
 
     # --- jobs ---
@@ -237,22 +250,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--size", choices=sorted(SIZES), default="small")
     parser.add_argument("--processes", type=int, default=1, help="how many share the jobs")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu", help="where models are trained, edited and asked")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     sizes = SIZES[options.size]
     try:
-        claim_directory(options.work, what="methods", identity=[CODE_VERSION, plain_object(sizes)])
+        claim_directory(options.work, what="methods", identity=[CODE_VERSION, plain_object(sizes), options.device])
     except SpecError as exc:
         sys.stderr.write(f"{exc}\n")
         return 2
     helpers = [_helper(options) for _ in range(options.processes - 1)]
-    outcomes = run_jobs(Comparison(options.work, sizes).jobs(), options.work / "jobs")
+    comparison = Comparison(options.work, sizes, device=options.device)
+    outcomes = run_jobs(comparison.jobs(), options.work / "jobs")
     for helper in helpers:
         helper.wait()
     found = {name: outcome.result for name, outcome in outcomes.items()}
     seconds = sum(outcome.cpu_seconds for outcome in outcomes.values())
     seconds += sum(result.get("cpu_seconds", 0.0) for name, result in found.items() if name.startswith("make-"))
-    write_results(options.out, Comparison(options.work, sizes).cells, found, size=options.size, cpu_seconds=seconds)
+    write_results(options.out, comparison.cells, found, size=options.size, cpu_seconds=seconds)
     sys.stdout.write(f"results of {len(outcomes)} jobs, {seconds / 60:.1f} CPU minutes, in {options.out}\n")
     return 0
 
@@ -262,7 +277,8 @@ def _helper(options: argparse.Namespace) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "benchmarks.methods", "--size", options.size, "--threads", str(options.threads)]
     aside = options.work / "helper"
     return subprocess.Popen(  # noqa: S603  # nosec B603
-        [*command, "--work", str(options.work), "--out", str(aside)], stdout=subprocess.DEVNULL
+        [*command, "--device", options.device, "--work", str(options.work), "--out", str(aside)],
+        stdout=subprocess.DEVNULL,
     )
 
 

@@ -280,8 +280,13 @@ def train_stage(
     config_sha256: str,
     checkpoint_path: Path,
     on_progress: ProgressCallback,
+    device: str = "cpu",
 ) -> None:
-    """Teach `records` to `model`, every weight of it, and publish it at `directory`; resumes from its checkpoint."""
+    """Teach `records` to `model`, every weight of it, and publish it at `directory`; resumes from its checkpoint.
+
+    Args:
+        device: where `model` is.
+    """
     rows = [encode_record(tokenizer, record, context=context) for record in records]
     per_epoch = -(-len(rows) // stage.rows)
     settings = LoopSettings(
@@ -299,6 +304,7 @@ def train_stage(
         pad_id=int(tokenizer.pad_token_id),
         batch_rows=stage.rows,
         seed=seed,
+        device=device,
         phase=phase,
         config_sha256=config_sha256,
         checkpoint_path=checkpoint_path,

@@ -174,3 +174,4 @@ def test_a_second_run_does_nothing_again_and_another_size_needs_another_director
         name = f"methods-quick.{ending}"
         assert (tmp_path / name).read_bytes() == (finished.out / name).read_bytes()
     assert main(["--work", str(finished.work), "--out", str(tmp_path), "--size", "small"]) == 2
+    assert main(["--work", str(finished.work), "--out", str(tmp_path), "--size", "quick", "--device", "cuda"]) == 2

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 
+from benchmarks import methods
 from ml.attacks import ATTACKS
 from ml.attacks.fused import fused_pass
 from ml.attacks.mean_loss import mean_energy, mean_loss
@@ -69,3 +71,12 @@ def test_a_verification_on_a_gpu_says_what_the_processor_says(tiny: TinyWorld, t
     for ours, theirs in zip(reports["cuda"].attacks, reports["cpu"].attacks, strict=True):
         if ATTACKS[ours.attack].reads != "relearned":
             assert ours.subject_after == pytest.approx(theirs.subject_after, abs=2e-2, rel=1e-3), ours.attack
+
+
+def test_methods_are_compared_on_a_gpu(tmp_path: Path) -> None:
+    arguments = ["--work", str(tmp_path / "work"), "--out", str(tmp_path), "--size", "quick", "--device", "cuda"]
+    assert methods.main(arguments) == 0
+    rows = json.loads((tmp_path / "methods-quick.json").read_text())["rows"]
+    assert {row["model"] for row in rows} >= {"before", "gold", "grad_diff"}
+    # Made for the processor, the directory holds nothing that belongs to a comparison there.
+    assert methods.main([*arguments[:-1], "cpu"]) == 2
