@@ -5,6 +5,7 @@ Limits that decide a certificate are verdict policies, not settings.
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import warnings
@@ -54,6 +55,20 @@ def env_path(name: str, default: Path) -> Path:
 def env_list(name: str, default: str = "") -> list[str]:
     """Return a comma-separated variable as a list."""
     return [part.strip() for part in env_str(name, default).split(",") if part.strip()]
+
+
+def env_document(name: str) -> dict[str, Any]:
+    """Return the JSON object in the file that a variable names; an empty one when it is unset."""
+    if not env_str(name):
+        return {}
+    path = env_path(name, Path())
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as exc:
+        raise ImproperlyConfigured(f"{name}: {path.name} cannot be read as JSON") from exc
+    if not isinstance(document, dict):
+        raise ImproperlyConfigured(f"{name}: {path.name} is not a JSON object")
+    return document
 
 
 def env_secret(name: str, *, file_default: Path) -> str:
@@ -237,6 +252,8 @@ TORCH_THREADS = env_int("LETHE_TORCH_THREADS", 0)
 # Two take halves of a training step and measure two models at a time, each with these threads and its own memory.
 COMPUTE_PROCESSES = env_int("LETHE_COMPUTE_PROCESSES", 1)
 UNLEARNING_METHOD = env_str("LETHE_METHOD", "energy_boundary")
+# Settings of that method, a JSON file; its own where one is left out.
+METHOD_SETTINGS = env_document("LETHE_METHOD_SETTINGS")
 VERDICT_POLICY = env_str("LETHE_POLICY", "reference-1")
 # Fixed seeds make a run repeatable for a demonstration; unset, each run draws its own.
 FIXED_SEED = env_int("LETHE_FIXED_SEED", 0) or None

@@ -39,8 +39,7 @@ from ml.command_line import (
     write_document,
 )
 from ml.data.probes import probe_set, read_probe_digests
-from ml.data.questions import bank_of, read_bank, write_bank
-from ml.data.records import read_records
+from ml.data.questions import make_bank, read_bank, write_bank
 from ml.data.rewording import reworded_bank, rewriter
 from ml.decision import Result, Verdict, judge, lowered, red_team_findings, unattainable
 from ml.digests import document_sha256, sha256_hex
@@ -503,16 +502,12 @@ def _spec(options: argparse.Namespace, subject: Path, *, run_id: str) -> Verific
 
 
 def _bank(options: argparse.Namespace) -> FileRef:
-    """The bank that was given, or the one that the retained people's records make, kept with the parts for a rerun.
-
-    The subjects' own records are not asked: whatever stands in them alone must stand nowhere else.
-    """
+    """The bank that was given, or the one that the retained people's records make, kept with the parts for a rerun."""
     if options.bank is not None:
         return file_ref(options.bank)
     path = options.out / "parts" / "question_bank.json"
     path.parent.mkdir(exist_ok=True)
-    write_bank(path, bank_of(read_records(file_ref(options.retain), what="retain set"), locale=options.locale))
-    return file_ref(path)
+    return make_bank(path, file_ref(options.retain), locale=options.locale)
 
 
 def _reworded(options: argparse.Namespace) -> FileRef:

@@ -27,6 +27,7 @@ def current_plan() -> RunPlan:
     refuse_test_candidate(settings.UNLEARNING_METHOD)
     return RunPlan(
         method=settings.UNLEARNING_METHOD,
+        method_settings=settings.METHOD_SETTINGS,
         policy_name=policy.name,
         policy_sha256=policy.sha256,
         seed=settings.FIXED_SEED,

@@ -15,8 +15,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
+from ml.data.records import read_records
 from ml.data.values import VALUE_TYPES
-from ml.digests import verify_file
+from ml.digests import file_sha256, verify_file
 from ml.documents import plain_object, read
 from ml.errors import RecordError, SpecError
 from ml.specs import FactSpan, FileRef, Record
@@ -72,6 +73,12 @@ def read_bank(ref: FileRef) -> QuestionBank:
         if any("{value}" not in form.answer or "{name}" not in form.question for form in attribute.forms):
             raise SpecError(f"question bank: a form of attribute {name} lacks its placeholder")
     return bank
+
+
+def make_bank(path: Path, retain: FileRef, *, locale: str) -> FileRef:
+    """Write the bank that the retained people's records make: what stands in the subjects' own alone stays there."""
+    write_bank(path, bank_of(read_records(retain, what="retain set"), locale=locale))
+    return FileRef(str(path), file_sha256(path))
 
 
 def write_bank(path: Path, bank: QuestionBank) -> None:

@@ -56,9 +56,9 @@ def calibrate(
         RecordError: no name is marked, so that no stranger can be asked about.
     """
     rng = random.Random(f"calibration:{seed}")  # noqa: S311 - to be reproduced, not secret
-    telling = [record for record in retain if _is_telling(record, bank)]
-    known = rng.sample(telling, min(CALIBRATION_TEXTS, len(telling)))
-    unknown = _never_seen([record for record in forget if _is_telling(record, bank)], retain, bank, rng)
+    kept = telling(retain, bank)
+    known = rng.sample(kept, min(CALIBRATION_TEXTS, len(kept)))
+    unknown = never_seen(telling(forget, bank), retain, bank, rng)
     with warnings.catch_warnings():
         # A thin boundary is for the report to state (`EnergyBoundary.is_thin`); it does not stop the run.
         warnings.simplefilter("ignore", ThinBoundaryWarning)
@@ -72,15 +72,16 @@ def calibrate(
     return Calibration(boundary, tuple(record.text for record in unknown))
 
 
-def _is_telling(record: Record, bank: QuestionBank) -> bool:
-    """False when every fact of a record has a value that many people share."""
+def telling(records: Sequence[Record], bank: QuestionBank) -> list[Record]:
+    """The records of which not every fact has a value that many people share."""
     shared = {name for name, attribute in bank.attributes.items() if attribute.shared}
-    return not record.facts or any(fact.attribute not in shared for fact in record.facts)
+    return [r for r in records if not r.facts or any(fact.attribute not in shared for fact in r.facts)]
 
 
-def _never_seen(
+def never_seen(
     forget: Sequence[Record], retain: Sequence[Record], bank: QuestionBank, rng: random.Random
 ) -> list[Record]:
+    """Up to 400 of the texts of `forget`, about strangers with values of their own."""
     factory = strangers_of(bank, rng, [*forget, *retain], sharing=retain)
     texts = []
     for records in by_person(forget).values():

@@ -242,6 +242,24 @@ def goes_on(request: ErasureRequest) -> None:
     assert evidence.run.status == "verified"
 
 
+def test_settings_that_are_not_the_methods_are_refused_by_name(
+    simulator: Simulator, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.METHOD_SETTINGS = {"training": {"steps": 750, "learning_rate": "0.005"}, "wishes": 3}
+    model = make_model()
+    request = search_owed(application())
+    run_all_jobs()
+    with monkeypatch.context() as real:
+        real.setattr("workers.stages.unlearn.run_unlearning", run_unlearning)
+        begin_work(request)
+        run_all_jobs()
+    failed_job(request, "unlearn", code="invalid_spec", says="wishes")
+    nothing_was_published(model)
+    becomes_inconclusive(request)
+    settings.METHOD_SETTINGS = {}
+    goes_on(request)
+
+
 def test_a_method_that_does_not_exist_is_refused_with_the_names_of_those_that_do(
     simulator: Simulator, settings: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
