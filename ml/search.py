@@ -134,10 +134,7 @@ def search(
     """
     tried: list[Trial] = []
     settings = proposals(spec.method, spec.settings, budget=budget, seed=spec.seed)
-    key = document_sha256(
-        [spec.model.manifest_sha256, spec.forget.sha256, spec.retain.sha256, spec.method, spec.seed, settings]
-    )
-    _claim(work, key)
+    _claim(work, _key(spec, settings))
     probes = _Probes(spec)
     for number, document in enumerate(settings):
         on_progress(Progress("settings", number, len(settings)))
@@ -162,6 +159,13 @@ def search(
         raise SpecError("no settings of the search ended with finite numbers; name others, with a lower learning rate")
     _hand_over(work / f"trial-{best.number}", spec, probes)
     return Search(tuple(tried), best.number)
+
+
+def _key(spec: UnlearningSpec, settings: Sequence[Mapping[str, Json]]) -> str:
+    """Digest of everything that decides the trials; where files lie does not."""
+    models = [ref.manifest_sha256 for ref in (spec.model, spec.base) if ref is not None]
+    files = [ref.sha256 for ref in (spec.forget, spec.retain, spec.neighbours, spec.question_bank) if ref is not None]
+    return document_sha256([models, files, spec.method, spec.seed, spec.device, spec.dtype, list(settings)])
 
 
 def _claim(work: Path, key: str) -> None:
