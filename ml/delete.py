@@ -7,7 +7,7 @@
 Below `--out`: `model`, the candidate; `checkpoint/report.json`; `checkpoint/training_probes.json`, the digests of all
 texts that were drawn, for `ml.verify --training-probes`. A candidate is no evidence: `ml.verify` attacks and judges it.
 
-`--budget N` tries up to N settings, the method's own first, keeps the best by what training may look at
+`--budget N` tries up to N settings, the given ones first, keeps the best by what training may look at
 (`ml.search`), and writes the trials to `search.json` and the best settings to `settings.json`. A run that was killed
 goes on where it was.
 """
@@ -69,7 +69,8 @@ def search_table(found: Search) -> str:
     for trial in found.trials:
         mark = "*" if trial.number == found.best else " "
         numbers = "".join(shown_number(trial.numbers.get(name), 15, 3) for name in names)
-        lines.append(f"{trial.number:>5} {mark} {numbers}{shown_number(trial.score, 10, 3)}{trial.cpu_seconds:>9.1f}")
+        cost = shown_number(trial.cpu_seconds, 9, 1)
+        lines.append(f"{trial.number:>5} {mark} {numbers}{shown_number(trial.score, 10, 3)}{cost}")
     return "\n".join([*lines, ""])
 
 
