@@ -26,7 +26,7 @@ from ml.errors import MlError, ModelDirectoryError, SpecError
 from ml.models.adapter_files import with_adapters
 from ml.models.load import LoadedModel, load_model, model_ref, stored_rounding
 from ml.models.save import publish_model
-from ml.models.served import compute_alike, refuse_missing_loader
+from ml.models.served import refuse_missing_loader
 from ml.specs import ModelRef
 
 _STORED_BY: Final = "bitsandbytes"
@@ -51,18 +51,24 @@ def full_weights(ref: ModelRef, adapters: Sequence[ModelRef] = ()) -> LoadedMode
 
 
 def _brought_back(ref: ModelRef, rounding: dict[str, Any]) -> LoadedModel:
-    if rounding.get("quant_method") != _STORED_BY:
+    bits = {name for name in ("load_in_4bit", "load_in_8bit") if rounding.get(name)}
+    if rounding.get("quant_method", _STORED_BY if bits else None) != _STORED_BY:
         raise ModelDirectoryError(
             f"the weights of {Path(ref.path).name} are not stored by {_STORED_BY}; make full weights of them with the "
             "library that stored them"
         )
-    refuse_missing_loader((f"bnb_{'nf4' if rounding.get('load_in_4bit') else 'int8'}",))
+    refuse_missing_loader(("bnb_nf4" if "load_in_4bit" in bits else "bnb_int8",))
     loaded = load_model(ref, stored_rounded=True)
-    compute_alike(loaded.model)
-    model = loaded.model.dequantize()
-    # What comes back keeps the ways of its old form, and cannot be saved in another.
-    plain = AutoModelForCausalLM.from_config(model.config, dtype=torch.float32)
-    plain.load_state_dict(model.state_dict())
+    try:
+        model = loaded.model.dequantize()
+        # What comes back keeps the ways of its old form, and cannot be saved in another.
+        plain = AutoModelForCausalLM.from_config(model.config, dtype=torch.float32)
+        plain.load_state_dict(model.state_dict())
+    except Exception as exc:  # noqa: BLE001 - a parser boundary: the libraries raise many types on odd weights
+        kind = type(exc).__name__
+        raise ModelDirectoryError(f"the weights of {Path(ref.path).name} cannot be brought back: {kind}") from exc
+    # How its makers have it sample is part of what is served.
+    plain.generation_config = model.generation_config
     return replace(loaded, model=plain.eval())
 
 

@@ -35,7 +35,7 @@ def with_adapters(model: Any, chosen: Sequence[ModelRef]) -> Any:
         directory = Path(ref.path)
         if model_manifest(directory).manifest_sha256 != ref.manifest_sha256:
             raise DigestMismatchError(f"adapter directory {directory.name} does not match its recorded manifest digest")
-        _refuse_unfit(directory)
+        _refuse_unfit(directory, alone=len(chosen) == 1)
         try:
             adapted = _loaded(model if adapted is None else adapted, directory, name)
         except ModelDirectoryError:
@@ -46,7 +46,13 @@ def with_adapters(model: Any, chosen: Sequence[ModelRef]) -> Any:
     if adapted is None:
         raise SpecError("a form with adapters names at least one")
     _untie(adapted.get_base_model())
-    return adapted.merge_and_unload(safe_merge=True, adapter_names=names)
+    try:
+        merged = adapted.merge_and_unload(safe_merge=True, adapter_names=names)
+    except Exception as exc:  # noqa: BLE001 - as above
+        names_shown = ", ".join(Path(ref.path).name for ref in chosen)
+        raise ModelDirectoryError(f"adapters {names_shown} cannot be added up: {type(exc).__name__}") from exc
+    _say_untied(merged)
+    return merged
 
 
 def _loaded(model: Any, directory: Path, name: str) -> PeftModel:
@@ -69,7 +75,7 @@ def _loaded(model: Any, directory: Path, name: str) -> PeftModel:
     return model
 
 
-def _refuse_unfit(directory: Path) -> None:
+def _refuse_unfit(directory: Path, *, alone: bool) -> None:
     for name in (_CONFIG, _WEIGHTS):
         if not (directory / name).is_file():
             raise ModelDirectoryError(f"adapter directory {directory.name} has no {name}")
@@ -86,6 +92,19 @@ def _refuse_unfit(directory: Path) -> None:
             f"the adapter of {directory.name} starts by changing the model below it (init_lora_weights); convert it to "
             "a plain LoRA adapter"
         )
+    # Left to itself, peft puts no whole layer of a second adapter in place, and says nothing.
+    if config.get("modules_to_save") and not alone:
+        raise ModelDirectoryError(
+            f"the adapter of {directory.name} brings whole layers along (modules_to_save), which cannot be combined "
+            "with other adapters; add it alone (python -m ml.full_weights), and name the result as the model"
+        )
+
+
+def _say_untied(model: Any) -> None:
+    """A saved model must say that its output layer is not the token vectors, or it is loaded as if it were."""
+    head = model.get_output_embeddings()
+    if head is not None and head.weight is not model.get_input_embeddings().weight:
+        model.config.tie_word_embeddings = False
 
 
 def _untie(model: Any) -> None:
@@ -94,4 +113,3 @@ def _untie(model: Any) -> None:
     head, vectors = (getattr(layer, "base_layer", layer) for layer in layers)
     if any(isinstance(layer, BaseTunerLayer) for layer in layers) and head.weight is vectors.weight:
         head.weight = torch.nn.Parameter(head.weight.detach().clone())
-        model.config.tie_word_embeddings = False

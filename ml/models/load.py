@@ -136,8 +136,8 @@ def _refuse_remote_code(directory: Path, *, stored_rounded: bool) -> None:
         if path.name == _CONFIG and not stored_rounded and _asks(_ROUNDED, document):
             raise ModelDirectoryError(
                 f"the weights of {directory.name} say themselves how they are quantised (quantization_config), which "
-                "overrides how they are attacked; make full weights of them (python -m ml.full_weights), and name the "
-                "served forms in the policy"
+                "overrides how they are attacked; make full weights of them, with python -m ml.full_weights where the "
+                "whole model is stored so, and name the served forms in the policy"
             )
 
 

@@ -36,6 +36,7 @@ MOST_ADAPTERS: Final = 4
 _OTHER_ADAPTERS: Final = "Adapters other than those named, and these at another scale, unmerged, or on rounded copies."
 _NO_LONGER_UNTESTED: Final = ("Adapter combinations and scalings", "Adapter scalings")
 _LIBRARY: Final = "bitsandbytes"
+_FOUR_BITS: Final = "Linear4bit"
 _BY_PROCESSOR: Final = "support_avx512bf16_for_cpu"
 _WITH: Final = re.compile(r"with(_[1-9])+")
 
@@ -141,9 +142,15 @@ def served(
 def compute_alike(model: Any) -> None:
     """Keep 4-bit layers from another way of computing that the library takes on some processors only: it rounds once
     more, so evidence would not repeat elsewhere, and it fails on layers of some sizes."""
-    for layer in model.modules():
-        if hasattr(layer, _BY_PROCESSOR):
-            setattr(layer, _BY_PROCESSOR, False)
+    for name, layer in model.named_modules():
+        if type(layer).__name__ != _FOUR_BITS:
+            continue
+        if not hasattr(layer, _BY_PROCESSOR):
+            raise ModelDirectoryError(
+                f"layer {name} of {_LIBRARY} does not say how it computes ({_BY_PROCESSOR}); use the version that "
+                "lethe[quantised] installs"
+            )
+        setattr(layer, _BY_PROCESSOR, False)
 
 
 def _refuse_unquantised(model: Any, role: str) -> None:

@@ -97,6 +97,7 @@ path, digest, adapter, out, bits = sys.argv[1:]
 how = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.float32}
 how = BitsAndBytesConfig(**(how if bits == "4" else {"load_in_8bit": True}))
 loaded = load_model(ModelRef(path, digest), quantisation=how)
+loaded.model.generation_config.update(do_sample=True, temperature=0.7, top_p=0.9)
 loaded.model.save_pretrained(out)
 loaded.tokenizer.save_pretrained(out)
 compute_alike(loaded.model)
@@ -128,4 +129,5 @@ def test_weights_stored_rounded_come_back_with_the_adapter_that_was_trained_on_t
     expected = torch.load(tmp_path / "stored.pt", weights_only=True)
     assert {parameter.dtype for parameter in made.model.parameters()} == {torch.float32}
     assert float((logits(made.model) - expected).abs().max()) < apart
+    assert (made.model.generation_config.temperature, made.model.generation_config.top_p) == (0.7, 0.9)
     assert float((logits(load_model(start).model) - expected).abs().max()) > 10 * apart

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 
 from ml.data.collate import encode_records
 from ml.decision import Result, judge
@@ -91,6 +92,45 @@ def test_two_adapters_of_the_output_layer_are_both_in_force(untrained: ModelRef,
     live.base_model.set_adapter(["a", "b"])
     made = served("with_1_2", candidate, untrained, adapters=both, device="cpu", dtype="float32")
     assert torch.allclose(logits(made.model), logits(live), atol=1e-4)
+
+
+def _with_a_whole_head(start: ModelRef, directory: Path) -> ModelRef:
+    """An adapter that brings an output layer of its own along."""
+    adapted = get_peft_model(load_model(start).model, LoraConfig(r=4, modules_to_save=["lm_head"]))
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "modules_to_save" in name:
+                parameter += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+    adapted.save_pretrained(str(directory))
+    (directory / "README.md").unlink(missing_ok=True)
+    return ModelRef(str(directory), model_manifest(directory).manifest_sha256)
+
+
+def test_a_whole_layer_that_an_adapter_brings_along_is_attacked_or_the_combination_is_refused(
+    untrained: ModelRef, tmp_path: Path
+) -> None:
+    plain = made_adapter(untrained, tmp_path / "plain", seed=1)
+    whole = _with_a_whole_head(untrained, tmp_path / "whole")
+    candidate = load_model(untrained)
+    made = served("with_1", candidate, untrained, adapters=[whole], device="cpu", dtype="float32")
+    live = PeftModel.from_pretrained(load_model(untrained).model, whole.path)
+    assert torch.allclose(logits(made.model), logits(live), atol=1e-4)
+    assert not torch.allclose(logits(made.model), logits(candidate.model), atol=1e-2)
+    assert not made.model.config.tie_word_embeddings
+    for both in ([plain, whole], [whole, plain]):
+        with pytest.raises(ModelDirectoryError, match="adapter of whole brings whole layers along"):
+            served("with_1_2", candidate, untrained, adapters=both, device="cpu", dtype="float32")
+
+
+def test_adapters_with_broken_numbers_are_refused(untrained: ModelRef, tmp_path: Path) -> None:
+    broken = made_adapter(untrained, tmp_path / "broken", seed=1)
+    path = Path(broken.path) / "adapter_model.safetensors"
+    tensors = load_file(path)
+    name = next(name for name in sorted(tensors) if "lora_B" in name)
+    save_file(tensors | {name: torch.full_like(tensors[name], float("nan"))}, path)
+    ref = ModelRef(broken.path, model_manifest(Path(broken.path)).manifest_sha256)
+    with pytest.raises(ModelDirectoryError, match="broken cannot be added up"):
+        served("with_1", load_model(untrained), untrained, adapters=[ref], device="cpu", dtype="float32")
 
 
 def test_an_adapter_cannot_make_the_verifier_look_anything_up(
