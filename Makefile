@@ -83,8 +83,8 @@ benchmark: setup
 	$(BIN)/python -m benchmarks.methods --work var/methods-small --out $(RESULTS) --processes $(PROCESSES)
 
 benchmark-full: setup
-	$(BIN)/python -m benchmarks.methods --work var/methods-full --out $(RESULTS) --processes $(PROCESSES) --size $(if $(filter cpu,$(DEVICE)),full,large) --device $(DEVICE)
-	$(BIN)/python -m benchmarks.methods --work var/methods-tofu --out $(RESULTS) --processes $(PROCESSES) --size tofu --device $(DEVICE)
+	$(BIN)/python -m benchmarks.methods --work var/methods-$(if $(filter cpu,$(DEVICE)),full,large) --out $(RESULTS) --processes $(PROCESSES) --size $(if $(filter cpu,$(DEVICE)),full,large) --device $(DEVICE)
+	$(BIN)/python -m benchmarks.methods --work var/methods-tofu-$(DEVICE) --out $(RESULTS) --processes $(PROCESSES) --size tofu --device $(DEVICE)
 
 gpu: setup
 	$(BIN)/python -m pytest -m gpu

@@ -30,7 +30,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from benchmarks.error_report import VERDICTS, ByFacts, Rate, write_results
+from benchmarks.error_report import VERDICTS, ByFacts, Rate, shown, write_results
 from benchmarks.graded_models import HALVES, Scale, Scores, Sizes, Trial, quick
 from ml.decision import judge
 from ml.digests import document_sha256
@@ -280,13 +280,11 @@ def rates(rows: Mapping[str, Sequence[Judged]]) -> list[Rate]:
     """The table: false PASS by family and level, PASS on gold, FAIL on unchanged models."""
     out = []
     for level in LEVELS:
-        kinds = [f"{family} with {level} rho" for family in FAMILIES]
-        for family, kind in zip(FAMILIES, kinds, strict=True):
+        for family in FAMILIES:
+            kind = f"{family} with {level} rho"
             if rows.get(kind):
                 out.append(rate(f"{kind}: {family} passes", rows[kind], lambda r, f=family: r.results[f] == "PASS"))
                 out.append(rate(f"{kind}: all three pass", rows[kind], lambda r: r.overall == "PASS"))
-        if together := [row for kind in kinds for row in rows.get(kind, ())]:
-            out.append(rate(f"any with {level} rho: all three pass", together, lambda r: r.overall == "PASS"))
     for kind in sorted(rows, key=lambda kind: (kind.split(",")[0], _facts(kind) or 0)):
         if kind.startswith("gold"):
             out.append(rate(f"{kind}: PASS", rows[kind], lambda r: r.overall == "PASS"))
@@ -302,7 +300,8 @@ def by_facts(rows: Mapping[str, Sequence[Judged]]) -> list[ByFacts]:
     for kind, group in rows.items():
         facts = _facts(kind)
         if kind.startswith("gold") and facts is not None:
-            strength = {f: median(d for row in group if (d := row.strength[f]) is not None) for f in FAMILIES}
+            known = {f: [d for row in group if (d := row.strength[f]) is not None] for f in FAMILIES}
+            strength = {f: median(values) if values else None for f, values in known.items()}
             verdicts = {verdict: sum(row.overall == verdict for row in group) for verdict in VERDICTS}
             out.append(ByFacts(facts, strength, verdicts))
     return sorted(out, key=lambda point: point.facts)
@@ -339,7 +338,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         share = row.happened / row.trials
         _show(f"{row.what:<44}{row.happened:>5} of {row.trials:<5}{share:7.3f}   [{row.lower:.3f}, {row.upper:.3f}]")
     for point in curve:
-        strengths = "  ".join(f"{family} {value:.1f}" for family, value in point.strength.items())
+        strengths = "  ".join(f"{family} {shown(value, 1)}" for family, value in point.strength.items())
         _show(f"{f'gold, {point.facts} facts':<44}d-  {strengths}")
     return 0
 

@@ -32,10 +32,11 @@ class Rate:
 
 @dataclass(frozen=True, slots=True)
 class ByFacts:
-    """What gold models show about people with so many facts: the median strength d- of each family, and verdicts."""
+    """What gold models show about people with so many facts: the median strength d- of each family (`None`: nobody's
+    was measurable), and verdicts."""
 
     facts: int
-    strength: Mapping[str, float]
+    strength: Mapping[str, float | None]
     verdicts: Mapping[str, int]
 
     def share(self, verdict: str) -> float:
@@ -49,10 +50,14 @@ def write_results(
     """Write all three files below `directory`."""
     document = {
         "cpu_minutes": f"{cpu_minutes:.1f}",
-        "sizes": {name: str(value) for name, value in sizes.items()},
+        "sizes": dict(sizes),
         "rates": [asdict(row) | {"lower": f"{row.lower:.4f}", "upper": f"{row.upper:.4f}"} for row in table],
         "by_facts": [
-            {"facts": row.facts, "verdicts": row.verdicts, "strength": {f: f"{d:.2f}" for f, d in row.strength.items()}}
+            {
+                "facts": row.facts,
+                "verdicts": row.verdicts,
+                "strength": {f: None if d is None else f"{d:.2f}" for f, d in row.strength.items()},
+            }
             for row in curve
         ],
     }
@@ -77,16 +82,24 @@ def tables(table: Sequence[Rate], curve: Sequence[ByFacts], *, cpu_minutes: floa
     head = ("facts", *(f"d- of {family}" for family in families), *VERDICTS)
     lines += ["", "## Gold by number of facts", "", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for point in curve:
-        strengths = (f"{point.strength[family]:.1f}" for family in families)
+        strengths = (shown(point.strength[family], 1) for family in families)
         shares = (f"{point.share(verdict):.3f}" for verdict in VERDICTS)
         lines.append(f"| {' | '.join([str(point.facts), *strengths, *shares])} |")
     return "\n".join([*lines, ""])
 
 
+def shown(value: float | None, places: int) -> str:
+    """A number; a dash where there is none."""
+    return "-" if value is None else f"{value:.{places}f}"
+
+
 def picture(curve: Sequence[ByFacts]) -> str:
     """Two panels against the number of facts: the strength of each family, and the share of each verdict on gold."""
     width, height = _PANEL
-    strengths = {family: [(point.facts, point.strength[family]) for point in curve] for family in curve[0].strength}
+    strengths = {
+        family: [(point.facts, d) for point in curve if (d := point.strength[family]) is not None]
+        for family in curve[0].strength
+    }
     shares = {verdict: [(point.facts, point.share(verdict)) for point in curve] for verdict in VERDICTS}
     text = "; ".join(
         f"{point.facts} facts: {point.share('PASS'):.0%} pass, {point.share('INCONCLUSIVE'):.0%} are inconclusive"

@@ -267,9 +267,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     found = {name: outcome.result for name, outcome in outcomes.items()}
     seconds = sum(outcome.cpu_seconds for outcome in outcomes.values())
     seconds += sum(result.get("cpu_seconds", 0.0) for name, result in found.items() if name.startswith("make-"))
-    write_results(options.out, comparison.cells, found, size=options.size, cpu_seconds=seconds)
+    write_results(options.out, comparison.cells, found, size=_name(options), cpu_seconds=seconds)
     sys.stdout.write(f"results of {len(outcomes)} jobs, {seconds / 60:.1f} CPU minutes, in {options.out}\n")
     return 0
+
+
+def _name(options: argparse.Namespace) -> str:
+    """What results are called: another device costs another kind of seconds and memory."""
+    return str(options.size) if options.device == "cpu" else f"{options.size}-{options.device.replace(':', '-')}"
 
 
 def _helper(options: argparse.Namespace) -> subprocess.Popen[bytes]:

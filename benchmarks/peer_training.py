@@ -312,7 +312,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ]
     for row in rows:
         sys.stdout.write(f"{_line(row)}\n")
-    return 0 if all(max(row["loss_apart"], row["gradient_apart"]) <= TOLERANCE for row in rows) else 1
+    return 0 if all(row[name] <= TOLERANCE for row in rows for name in ("loss_apart", "gradient_apart")) else 1
 
 
 if __name__ == "__main__":

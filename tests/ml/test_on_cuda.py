@@ -76,7 +76,7 @@ def test_a_verification_on_a_gpu_says_what_the_processor_says(tiny: TinyWorld, t
 def test_methods_are_compared_on_a_gpu(tmp_path: Path) -> None:
     arguments = ["--work", str(tmp_path / "work"), "--out", str(tmp_path), "--size", "quick", "--device", "cuda"]
     assert methods.main(arguments) == 0
-    rows = json.loads((tmp_path / "methods-quick.json").read_text())["rows"]
+    rows = json.loads((tmp_path / "methods-quick-cuda.json").read_text())["rows"]
     assert {row["model"] for row in rows} >= {"before", "gold", "grad_diff"}
     # Made for the processor, the directory holds nothing that belongs to a comparison there.
     assert methods.main([*arguments[:-1], "cpu"]) == 2
