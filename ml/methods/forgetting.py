@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from ml.loop import Backward
 from ml.methods.losses import chosen_log_probs
 from ml.methods.method import (
     Plan,
+    TellsApart,
     Training,
     UnlearningTask,
     answer_positions,
@@ -29,7 +30,7 @@ from ml.methods.method import (
 )
 from ml.methods.retention import Retention
 from ml.models.adapters import reference_model
-from ml.models.forward import answer_logits
+from ml.models.forward import answer_columns, answer_logits
 
 RetainTerm: TypeAlias = Literal["cross_entropy", "divergence"]
 RetainWeight: TypeAlias = Callable[[int, float], float]
@@ -68,6 +69,8 @@ class ForgetBatch:
         return (kept & (self.labels != IGNORED))[:, 1:]
 
 
+_PADDING: Final = 1.25
+
 ForgetLoss: TypeAlias = Callable[[ForgetBatch], Tensor]
 
 
@@ -104,11 +107,20 @@ def forgetting_plan(
     def step(number: int, backward: Backward) -> dict[str, Tensor]:
         if penalty is not None:
             backward(penalty(number))
-        forget = forget_loss(run_rows(task, rows, turn.at(number)))
+        chosen = turn.at(number)
         if retention is None:
+            forget = forget_loss(run_rows(task, rows, chosen))
             back_propagate(backward, forget=gamma * forget)
             return dict(watched(forget=forget))
-        retain = _retained_loss(retention, number, retain_term)
+        kept = retention.chosen(number)
+        # Whoever tells the two gradients apart needs two graphs.
+        at_once = retain_term == "cross_entropy" and not isinstance(backward, TellsApart)
+        if at_once and _fit_together([rows[i] for i in chosen], kept):
+            batch, retain = run_together(task, rows, chosen, kept)
+            forget = forget_loss(batch)
+        else:
+            forget = forget_loss(run_rows(task, rows, chosen))
+            retain = _retained_loss(retention, number, retain_term)
         if not callable(alpha):
             back_propagate(backward, forget=gamma * forget, retain=alpha * retain)
             return dict(watched(forget=forget, retain=retain))
@@ -138,10 +150,41 @@ def run_rows(task: UnlearningTask, rows: Sequence[EncodedText], chosen: list[int
     return ForgetBatch(chosen, tokens, *answer_logits(task.model, tokens), task.vocabulary)
 
 
+def run_together(
+    task: UnlearningTask, rows: Sequence[EncodedText], chosen: list[int], kept: Sequence[EncodedText]
+) -> tuple[ForgetBatch, Tensor]:
+    """Run the model in training once on the chosen rows and on retained ones: the former, and the mean -log p of the
+    latter's labels, in nats, as `Retention.cross_entropy` has it."""
+    forget = [rows[i] for i in chosen]
+    tokens = collate([*forget, *kept], pad_id=task.pad_id).to(task.device)
+    # As places, not as a number of columns: what comes back is then in one piece for the output layer.
+    width = tokens.labels.shape[1]
+    places = torch.arange(width - answer_columns(tokens), width, device=task.device)
+    logits = task.model(input_ids=tokens.input_ids, use_cache=False, logits_to_keep=places).logits
+    labels, own = tokens.labels[:, places], len(forget)
+    batch = ForgetBatch(
+        chosen,
+        Batch(tokens.input_ids[:own], tokens.labels[:own]),
+        logits[:own],
+        labels[:own],
+        task.vocabulary,
+    )
+    aligned, targets, mask = shift(logits[own:], labels[own:])
+    return batch, -chosen_log_probs(aligned[mask], targets[mask]).mean()
+
+
+def _fit_together(forget: Sequence[EncodedText], kept: Sequence[EncodedText]) -> bool:
+    """Whether one pass costs less than two: padding all rows to one length must not add more than is saved."""
+    longest = [max(len(row.ids) for row in group) for group in (forget, kept)]
+    apart = longest[0] * len(forget) + longest[1] * len(kept)
+    return max(longest) * (len(forget) + len(kept)) <= _PADDING * apart
+
+
 def run_before(task: UnlearningTask, batch: ForgetBatch) -> ForgetBatch:
     """Run the model before deletion on the rows of `batch`, without a graph."""
+    kept = batch.labels.shape[1]
     with reference_model(task.model) as before:
-        return ForgetBatch(batch.chosen, batch.tokens, *answer_logits(before, batch.tokens), task.vocabulary)
+        return ForgetBatch(batch.chosen, batch.tokens, *answer_logits(before, batch.tokens, kept=kept), task.vocabulary)
 
 
 def reference_sums(task: UnlearningTask, rows: Sequence[EncodedText]) -> Tensor:

@@ -11,20 +11,27 @@ from torch import Tensor
 from ml.data.collate import IGNORED, Batch, EncodedText, collate
 
 
-def answer_logits(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+def answer_logits(model: Any, batch: Batch, *, kept: int | None = None) -> tuple[Tensor, Tensor]:
     """Run `model` and return logits and labels of the columns in which some row has a label.
 
     Questions need no logits, and the output layer is a large share of a small model's cost. Works for any causal
     language model of transformers: the model itself applies its output layer, soft-caps included.
 
+    Args:
+        kept: how many columns to return instead, where the caller needs as many as of another batch.
     Returns:
         logits (batch, kept, rows) and labels (batch, kept), for `ml.data.collate.shift`: the first kept column lies
         one before the first label of any row.
     """
-    first = int((batch.labels != IGNORED).any(dim=0).nonzero()[0])
-    kept = batch.labels.shape[1] - max(0, first - 1)
+    kept = answer_columns(batch) if kept is None else kept
     output = model(input_ids=batch.input_ids, use_cache=False, logits_to_keep=kept)
     return output.logits, batch.labels[:, -kept:]
+
+
+def answer_columns(batch: Batch) -> int:
+    """How many last columns of a batch reach from one before the first label of any row to the end."""
+    first = int((batch.labels != IGNORED).any(dim=0).nonzero()[0])
+    return batch.labels.shape[1] - max(0, first - 1)
 
 
 def logits_before(

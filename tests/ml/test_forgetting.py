@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from ml.data.collate import collate, label_log_probs, sum_per_sequence
+from ml.data.collate import EncodedText, collate, label_log_probs, sum_per_sequence
 from ml.data.records import read_records
 from ml.documents import Json, read
 from ml.errors import EmptySetError, RecordError, SpecError
 from ml.finetune import cross_entropy
 from ml.loop import StepFunction
-from ml.methods import METHODS
+from ml.methods import METHODS, forgetting
 from ml.methods.fact_spans import fact_positions
 from ml.methods.forgetting import forget_turn, forgetting_plan, reference_sums, run_before, run_rows
 from ml.methods.ga import ga_loss
@@ -95,6 +95,47 @@ def test_the_retained_loss_is_one_of_two_and_only_the_divergence_starts_at_zero(
     _, fresh = one_step(ascent(task, alpha=1.0, retain_term="divergence").step)
     assert fresh["retain"] == pytest.approx(0.0, abs=1e-6)
     assert whole["retain"] > 1e-4
+
+
+def _gradient(task: UnlearningTask, step: StepFunction | None, number: int) -> tuple[float, Tensor]:
+    assert step is not None
+    losses: list[Tensor] = []
+
+    def backward(loss: Tensor) -> None:
+        losses.append(loss.detach())
+        loss.backward()
+
+    step(number, backward)
+    parameters = trained_parameters(task.model)
+    flat = torch.cat([p.grad.flatten().clone() for p in parameters if p.grad is not None])
+    task.model.zero_grad(set_to_none=True)
+    return float(sum(losses)), flat
+
+
+@pytest.mark.parametrize("method", ["grad_diff", "npo", "simnpo", "wga", "ceu", "undial", "pdu"])
+def test_one_pass_over_both_batches_changes_neither_loss_nor_gradient(
+    task: UnlearningTask, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches of several steps: forgotten and retained rows differ in length, either way."""
+    found = []
+    passes: list[int] = []
+    whole = forgetting.run_together
+    monkeypatch.setattr(forgetting, "run_together", lambda *a: passes.append(1) or whole(*a))
+    for padding in (0.0, 99.0):
+        monkeypatch.setattr(forgetting, "_PADDING", padding)
+        plan = plan_of(task, method, **({"alpha": "0.5"} if method == "undial" else {}))
+        found.append([_gradient(task, plan.step, number) for number in range(3)])
+    assert len(passes) == 3  # once a step, and never where padding forbids it
+    for (apart, one), (together, other) in zip(*found, strict=True):
+        assert together == pytest.approx(apart, rel=1e-5, abs=1e-6)
+        assert float((one - other).norm()) <= 1e-4 * float(one.norm())
+
+
+def test_batches_of_very_different_lengths_are_not_padded_to_one(task: UnlearningTask) -> None:
+    short, long = [EncodedText((1,) * 10, 5, ())] * 8, [EncodedText((1,) * 60, 5, ())] * 8
+    assert forgetting._fit_together(short, short)
+    assert not forgetting._fit_together(short, long)
+    assert not forgetting._fit_together(long, short)
 
 
 def test_a_weight_of_zero_draws_no_retained_row_and_any_other_refuses_to_go_without(task: UnlearningTask) -> None:
