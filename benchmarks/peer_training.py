@@ -1,13 +1,15 @@
 """Our training step beside that of the field's reference implementation: same model, batch, loss and threads.
 
     python -m benchmarks.peer_training --peer DIR [--rows N] [--steps N] [--repeats N] [--threads N]
+        [--vocabulary N...]
 
 `--peer` is a copy of the repository locuslab/open-unlearning (read at commit d3d7cf9), whose own trainers, dataset and
 collator are run, with the packages they import (`pip install datasets omegaconf`); none of it is part of this project.
 Both train the same fresh LoRA adapter on a model of the reference shape, on the same token ids, `--rows` forget and as
 many retained rows a step, by NPO and by gradient difference with cross-entropy on the retained rows, with AdamW in one
 fused update. The two take turns; the least time of the repeats counts, from the first step's preparation to the last
-step. Before that both are asked for loss and gradient of one batch, by an adapter that has moved.
+step. Before that both are asked for loss and gradient of one batch, by an adapter that has moved. `--vocabulary` gives
+the output layer other numbers of rows: ours computes logits for answers alone, which matters the more the larger it is.
 
 Exits with 1 when losses or gradients differ by more than 1e-4 of their size.
 """
@@ -20,7 +22,7 @@ import tempfile
 import time
 import types
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -71,14 +73,16 @@ class Cost:
     wall: float
 
 
-def make_material(folder: Path) -> Material:
-    """A model of the reference shape that learned nothing: a step costs the same whatever the weights are."""
+def make_material(folder: Path, *, vocabulary: int) -> Material:
+    """A model of the reference shape, with so many rows of the output layer, that learned nothing: a step costs the
+    same whatever the weights are."""
     world, shape = make_world(0, base=24, customers=2), PRESETS["demo"].shape
     texts = [record.text for record in throw_away_records(world, seed=0, people=600)]
     tokenizer = train_tokenizer(texts, vocabulary=shape.vocabulary, context=shape.context)
-    publish_model(untrained_llama(shape, tokenizer, seed=0), tokenizer, folder / "model")
+    model = untrained_llama(replace(shape, vocabulary=vocabulary), tokenizer, seed=0)
+    publish_model(model, tokenizer, folder / f"model-{vocabulary}")
     forget, retain = (tuple(world.corpus(people)) for people in (world.customers, world.base))
-    return Material(model_ref(folder / "model"), forget, retain, world.bank)
+    return Material(model_ref(folder / f"model-{vocabulary}"), forget, retain, world.bank)
 
 
 # --- ours -----------------------------------------------------------------------------------------------------------
@@ -287,7 +291,8 @@ def _line(row: Mapping[str, Any]) -> str:
     """One method's comparison in words."""
     ours, theirs = row["ours"], row["reference"]
     return (
-        f"{row['method']:<10} a step, CPU ms: {1000 * ours['cpu']:6.1f} and {1000 * theirs['cpu']:6.1f} of the "
+        f"{row['vocabulary']:>6} rows, {row['method']:<10} a step, CPU ms: {1000 * ours['cpu']:6.1f} and "
+        f"{1000 * theirs['cpu']:6.1f} of the "
         f"reference, {row['times']:.2f} times; wall {1000 * ours['wall']:.1f} and {1000 * theirs['wall']:.1f}, "
         f"{row['times_wall']:.2f} times; apart: loss {row['loss_apart']:.1e}, gradient {row['gradient_apart']:.1e}"
     )
@@ -301,15 +306,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=140, help="about ten epochs of the forgotten rows")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
+    usual = PRESETS["demo"].shape.vocabulary
+    parser.add_argument("--vocabulary", type=int, nargs="+", default=[usual], help="rows of the output layer")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        material, peer = make_material(folder), Peer(options.peer, folder)
-        rows = [
-            compared(material, peer, method, rows=options.rows, steps=options.steps, repeats=options.repeats)
-            for method in PEERS
-        ]
+        peer = Peer(options.peer, folder)
+        rows = []
+        for vocabulary in options.vocabulary:
+            material = make_material(folder, vocabulary=vocabulary)
+            for method in PEERS:
+                found = compared(
+                    material, peer, method, rows=options.rows, steps=options.steps, repeats=options.repeats
+                )
+                rows.append({"vocabulary": vocabulary, **found})
     for row in rows:
         sys.stdout.write(f"{_line(row)}\n")
     return 0 if all(row[name] <= TOLERANCE for row in rows for name in ("loss_apart", "gradient_apart")) else 1
