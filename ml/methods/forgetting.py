@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ml.data.batches import EpochBatches
 from ml.data.collate import IGNORED, Batch, EncodedText, collate, label_log_probs, shift
+from ml.finetune import cross_entropy_of
 from ml.loop import Backward
 from ml.methods.losses import chosen_log_probs
 from ml.methods.method import (
@@ -169,8 +170,7 @@ def run_together(
         labels[:own],
         task.vocabulary,
     )
-    aligned, targets, mask = shift(logits[own:], labels[own:])
-    return batch, -chosen_log_probs(aligned[mask], targets[mask]).mean()
+    return batch, cross_entropy_of(logits[own:], labels[own:])
 
 
 def _fit_together(forget: Sequence[EncodedText], kept: Sequence[EncodedText]) -> bool:
