@@ -112,11 +112,13 @@ def picture(curve: Sequence[ByFacts]) -> str:
 
 
 def _panel(title: str, beside: str, curves: Mapping[str, Sequence[tuple[int, float]]], *, room: float) -> str:
-    farthest, highest = (max(point[i] for points in curves.values() for point in points) for i in (0, 1))
+    farthest, highest = (max((point[i] for points in curves.values() for point in points), default=1) for i in (0, 1))
     panel = Panel(_PANEL, _INSIDE, (farthest * 1.04, highest * room))
     parts = [panel.frame(title, below="facts", beside=beside)]
     for number, (name, points) in enumerate(curves.items()):
         colour, dashes = _COLOURS[number], DASHES[number]
         drawn = [(float(x), y) for x, y in points]
-        parts += [panel.curve(drawn, colour, dashes=dashes, dots=True), panel.key(number, name, colour, dashes=dashes)]
+        if drawn:
+            parts.append(panel.curve(drawn, colour, dashes=dashes, dots=True))
+        parts += [panel.key(number, name, colour, dashes=dashes)]
     return "".join(parts)

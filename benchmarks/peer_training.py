@@ -36,7 +36,7 @@ from ml.data.collate import IGNORED, EncodedText, encode_records
 from ml.data.people import make_world, throw_away_records
 from ml.loop import train
 from ml.methods import METHODS, Plan, Training, UnlearningTask
-from ml.models.adapters import attach_adapter
+from ml.models.adapters import attach_adapter, trained_parameters
 from ml.models.load import LoadedModel, load_model, model_ref
 from ml.models.save import publish_model
 from ml.models.scratch import train_tokenizer, untrained_llama
@@ -229,7 +229,7 @@ def disagreement(material: Material, peer: Peer, method: str, *, rows: int) -> t
     plan = our_plan(few, loaded, model, method, rows=rows, steps=1)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for _, parameter in _trained(model):
+        for parameter in trained_parameters(model):
             parameter += _MOVED * torch.randn(parameter.shape, generator=generator)
     batch = trainer.data_collator([{"forget": f, "retain": r} for f, r in zip(*_both(trainer), strict=True)])
     trainer.model.train()
@@ -255,13 +255,9 @@ def _both(trainer: Any) -> tuple[list[Any], list[Any]]:
     return tuple([rows[i] for i in range(len(rows))] for rows in (sets.forget, sets.retain))  # type: ignore[return-value]
 
 
-def _trained(model: PeftModel) -> list[tuple[str, Any]]:
-    return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-
-
 def _taken(model: PeftModel) -> Tensor:
     """The gradient of all trained parameters in one row, which leaves them without."""
-    flat = torch.cat([parameter.grad.flatten().clone() for _, parameter in _trained(model)])
+    flat = torch.cat([parameter.grad.flatten().clone() for parameter in trained_parameters(model)])
     model.zero_grad(set_to_none=True)
     return flat
 
