@@ -58,12 +58,13 @@ def env_list(name: str, default: str = "") -> list[str]:
 
 
 def env_document(name: str) -> dict[str, Any]:
-    """Return the JSON object in the file that a variable names; an empty one when it is unset."""
+    """Return the JSON object in the file that a variable names, decimals as strings as in every document that is
+    digested; an empty one when it is unset."""
     if not env_str(name):
         return {}
     path = env_path(name, Path())
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(path.read_text(encoding="utf-8"), parse_float=str)
     except (OSError, ValueError) as exc:
         raise ImproperlyConfigured(f"{name}: {path.name} cannot be read as JSON") from exc
     if not isinstance(document, dict):

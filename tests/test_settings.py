@@ -18,7 +18,7 @@ def test_a_document_is_read_from_the_file_that_a_variable_names(
     monkeypatch.delenv(NAME, raising=False)
     assert env_document(NAME) == {}
     path = tmp_path / "settings.json"
-    path.write_text('{"training": {"steps": 900, "learning_rate": "0.004"}}')
+    path.write_text('{"training": {"steps": 900, "learning_rate": 0.004}}')
     monkeypatch.setenv(NAME, str(path))
     assert env_document(NAME) == {"training": {"steps": 900, "learning_rate": "0.004"}}
 
