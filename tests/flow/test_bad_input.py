@@ -24,7 +24,7 @@ from deletion_service.errors import GuardError
 from deletion_service.requests.models import ErasureRequest
 from deletion_service.targets.batching import plan_another_attempt
 from deletion_service.targets.locate import fix_targets
-from deletion_service.targets.models import ErasureTarget, Job
+from deletion_service.targets.models import ErasureTarget, Job, TrainedModel
 from deletion_service.targets.registries import open_registry
 from ml.unlearn import run_unlearning
 from ml.verify import run_verification
@@ -242,10 +242,8 @@ def goes_on(request: ErasureRequest) -> None:
     assert evidence.run.status == "verified"
 
 
-def test_settings_that_are_not_the_methods_are_refused_by_name(
-    simulator: Simulator, settings: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    settings.METHOD_SETTINGS = {"training": {"steps": 750, "learning_rate": "0.005"}, "wishes": 3}
+def really_unlearned(monkeypatch: pytest.MonkeyPatch) -> tuple[TrainedModel, ErasureRequest]:
+    """A request on a new model, for which the real unlearning has run as it is configured."""
     model = make_model()
     request = search_owed(application())
     run_all_jobs()
@@ -253,6 +251,14 @@ def test_settings_that_are_not_the_methods_are_refused_by_name(
         real.setattr("workers.stages.unlearn.run_unlearning", run_unlearning)
         begin_work(request)
         run_all_jobs()
+    return model, request
+
+
+def test_settings_that_are_not_the_methods_are_refused_by_name(
+    simulator: Simulator, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.METHOD_SETTINGS = {"training": {"steps": 750, "learning_rate": "0.005"}, "wishes": 3}
+    model, request = really_unlearned(monkeypatch)
     failed_job(request, "unlearn", code="invalid_spec", says="wishes")
     nothing_was_published(model)
     becomes_inconclusive(request)
@@ -264,13 +270,7 @@ def test_a_method_that_does_not_exist_is_refused_with_the_names_of_those_that_do
     simulator: Simulator, settings: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings.UNLEARNING_METHOD = "wishful_thinking"
-    model = make_model()
-    request = search_owed(application())
-    run_all_jobs()
-    with monkeypatch.context() as real:
-        real.setattr("workers.stages.unlearn.run_unlearning", run_unlearning)
-        begin_work(request)
-        run_all_jobs()
+    model, request = really_unlearned(monkeypatch)
     failed_job(request, "unlearn", code="unknown_member", says="energy_boundary")
     nothing_was_published(model)
     becomes_inconclusive(request)
