@@ -115,6 +115,7 @@ def cell_policy(policy: VerdictPolicy, *, twins: int, swaps: int, prompts: int) 
         name=f"{policy.name}-cells",
         purpose="test",
         swaps=swaps,
+        value_contests=None,
         generation_prompts=prompts,
         families=families,
         utility=(),

@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python -m benchmarks.scaling --out DIR [--seed N] [--repeats N] [--subjects N...]
 
-Subjects: whole verifications under `reference-1`, of one person by the ordinary path and of several by a sealed twin
+Subjects: whole verifications under `reference-2`, of one person by the ordinary path and of several by a sealed twin
 pool, each from nothing, on a model of the reference shape that learned fewer people and facts (it is made in about a
 minute; a trained one, because what a model answers decides what generation costs). Twins, tokens and vocabulary: the
 likelihood block alone, beside a bare forward pass, `model(input_ids, attention_mask)`, over the same texts in batches
@@ -54,7 +54,7 @@ from ml.verify import run_verification, run_verifications
 
 MOST_FOR_TEN: Final = 3.0
 MOST_OVER_BARE: Final = 1.3
-POLICY: Final = load_policy("reference-1")
+POLICY: Final = load_policy("reference-2")
 SUBJECTS: Final = (1, 2, 5, 10)
 TWINS: Final = (19, 39, 79, 159, 239)
 FACTS: Final = (6, 12, 24, 48)

@@ -69,7 +69,7 @@ class Sizes:
 
 
 SIZES: Final = {
-    "full": Sizes(SMALL_WORLD, 1, 10, (1, 5, 10), 750, 6, "reference-1"),
+    "full": Sizes(SMALL_WORLD, 1, 10, (1, 5, 10), 750, 6, "reference-2"),
     "quick": Sizes(TINY_WORLD, 1, 2, (1, 2), 8, 2, "unit-1"),
 }
 

@@ -255,7 +255,7 @@ COMPUTE_PROCESSES = env_int("LETHE_COMPUTE_PROCESSES", 1)
 UNLEARNING_METHOD = env_str("LETHE_METHOD", "energy_boundary")
 # Settings of that method, a JSON file; its own where one is left out.
 METHOD_SETTINGS = env_document("LETHE_METHOD_SETTINGS")
-VERDICT_POLICY = env_str("LETHE_POLICY", "reference-1")
+VERDICT_POLICY = env_str("LETHE_POLICY", "reference-2")
 # Fixed seeds make a run repeatable for a demonstration; unset, each run draws its own.
 FIXED_SEED = env_int("LETHE_FIXED_SEED", 0) or None
 

@@ -24,7 +24,7 @@ from ml.reference import ReferencePaths, build_reference
 from ml.specs import Progress
 
 MODEL: Final = "assistant"
-POLICY: Final = "reference-1"
+POLICY: Final = "reference-2"
 MARKER: Final = "deployment.json"
 THREADS: Final = 1
 """Models this small gain little from a second thread and lose much when anything else runs beside it."""

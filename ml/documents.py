@@ -12,13 +12,16 @@ import typing
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
-from typing import Any, TypeAlias, TypeVar, cast
+from typing import Any, Final, TypeAlias, TypeVar, cast
 
 from ml.digests import document_sha256
 from ml.errors import SpecError
 
 Json: TypeAlias = "None | bool | int | float | str | list[Json] | dict[str, Json]"
 T = TypeVar("T")
+ADDED: Final[Mapping[str, Any]] = types.MappingProxyType({"added": True})
+"""Metadata of a field, `None` by default, that came after its document: left out where it is `None`, so that earlier
+documents keep their digests."""
 
 
 def decimal_text(number: float) -> str:
@@ -31,7 +34,8 @@ def decimal_text(number: float) -> str:
 def plain(value: object) -> Json:
     """Turn frozen dataclasses into canonical-JSON-ready data: floats become decimal strings, tuples arrays."""
     if is_dataclass(value) and not isinstance(value, type):
-        return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
+        present = ((f, getattr(value, f.name)) for f in fields(value))
+        return {f.name: plain(child) for f, child in present if child is not None or "added" not in f.metadata}
     if isinstance(value, Mapping):
         return {str(key): plain(child) for key, child in value.items()}
     if isinstance(value, list | tuple):

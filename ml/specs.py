@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final, Literal, TypeAlias
 
 from ml.digests import document_sha256, sha256_hex
-from ml.documents import Json, plain_object, read
+from ml.documents import ADDED, Json, plain_object, read
 from ml.errors import SpecError, UnattainableError
 
 SCHEMA_VERSION: Final = 1
@@ -270,7 +270,8 @@ class VerdictPolicy:
     """A versioned set of limits, fixed before the run.
 
     `purpose` is `release`, `test` for short test policies, or `provisional` for the fast tier of another policy; only
-    the first may lead to a promotion.
+    the first may lead to a promotion. Each fact competes with `swaps` values; where facts are so few that this makes
+    fewer than `value_contests` texts in all (values and swaps), with more (`swaps_for`).
     """
 
     name: str
@@ -292,6 +293,13 @@ class VerdictPolicy:
     relearning: RelearningBudget
     not_tested: tuple[str, ...]
     schema_version: int = SCHEMA_VERSION
+    value_contests: int | None = field(default=None, metadata=ADDED)
+
+    def swaps_for(self, facts: int) -> int:
+        """How many values compete with each of `facts` true ones; below `minimum_facts` no more than there."""
+        if self.value_contests is None:
+            return self.swaps
+        return max(self.swaps, self.value_contests // max(facts, self.minimum_facts, 1) - 1)
 
     def to_document(self) -> dict[str, Json]:
         """Return the policy as canonical-JSON-ready data: decimals as strings."""
@@ -380,20 +388,26 @@ def _check_policy(policy: VerdictPolicy) -> None:
         raise SpecError(f"verdict policy: schema_version must be {SCHEMA_VERSION}")
     if not 0 < policy.alpha <= 0.05:
         raise SpecError("verdict policy: alpha lies in (0, 0.05]")
+    if policy.swaps < 1 or (policy.value_contests is not None and policy.value_contests < 1):
+        raise SpecError("verdict policy: a fact competes with at least one value")
     if not policy.families or not policy.utility:
         raise SpecError("verdict policy: at least one family and one utility rule; utility catches a collapsed model")
     for family in policy.families:
-        if not 0 < family.rho < 1 or (family.rho_over is not None and not 0 < family.rho_over < 1):
-            raise SpecError(f"verdict policy: family {family.id}: rho and rho_over lie in (0, 1)")
-        if family.twins < 1 or not (family.primary or family.detection) or not family.artefacts:
-            raise SpecError(f"verdict policy: family {family.id} needs twins, an attack and an artefact")
-        if len({*family.primary, *family.detection}) < len(family.primary) + len(family.detection):
-            raise SpecError(f"verdict policy: family {family.id} names an attack twice")
+        _check_family(family)
     ids = [f.id for f in policy.families] + [u.id for u in policy.utility]
     if len(ids) != len(set(ids)):
         raise SpecError("verdict policy: an id stands twice")
     if any(rule.margin <= 0 for rule in policy.utility):
         raise SpecError("verdict policy: utility margins are above 0")
+
+
+def _check_family(family: FamilyRule) -> None:
+    if not 0 < family.rho < 1 or (family.rho_over is not None and not 0 < family.rho_over < 1):
+        raise SpecError(f"verdict policy: family {family.id}: rho and rho_over lie in (0, 1)")
+    if family.twins < 1 or not (family.primary or family.detection) or not family.artefacts:
+        raise SpecError(f"verdict policy: family {family.id} needs twins, an attack and an artefact")
+    if len({*family.primary, *family.detection}) < len(family.primary) + len(family.detection):
+        raise SpecError(f"verdict policy: family {family.id} names an attack twice")
 
 
 # --- sweeps -------------------------------------------------------------------------------------------------------

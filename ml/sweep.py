@@ -317,7 +317,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--bank", type=Path, required=True, help="question bank")
     parser.add_argument("--retain", type=Path, required=True, help="records of everybody who stays, JSON Lines")
     parser.add_argument("--out", type=Path, required=True, help="directory for report, verdict and parts")
-    parser.add_argument("--policy", default="reference-1", help="name of the verdict policy whose limits hold")
+    parser.add_argument("--policy", default="reference-2", help="name of the verdict policy whose limits hold")
     parser.add_argument("--artefacts", nargs="+", default=["merged"], choices=["merged", *copies(0)])
     parser.add_argument("--window", type=int, default=1, help="versions the claim is about, fixed before the first")
     parser.add_argument("--date", default=None, help="today as YYYY-MM-DD, against which vaults expire")

@@ -157,7 +157,7 @@ def healthy(settings: Any, tmp_path: Path) -> Any:
         path = tmp_path / name
         path.mkdir()
         setattr(settings, name, path)
-    settings.VERDICT_POLICY = "reference-1"
+    settings.VERDICT_POLICY = "reference-2"
     settings.KEY_STORE_DIR = tmp_path / "elsewhere"
     return settings
 

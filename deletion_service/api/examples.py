@@ -100,7 +100,7 @@ EVIDENCE: Final[dict[str, Any]] = {
     "sha256": _B,
     "sealed_at": "2026-11-20T10:30:00Z",
     "target": TARGET_ID,
-    "policy": {"name": "reference-1", "version": 1, "purpose": "release", "sha256": _A},
+    "policy": {"name": "reference-2", "version": 2, "purpose": "release", "sha256": _A},
     "gates": [
         {
             "id": "F1.same_context_difference.merged",
@@ -224,7 +224,7 @@ ISSUER: Final[dict[str, Any]] = {
         }
     ],
     "log": {"origin": "lethe.example/log"},
-    "policies": [{"name": "reference-1", "version": "1", "sha256": _B}],
+    "policies": [{"name": "reference-2", "version": "2", "sha256": _B}],
 }
 
 

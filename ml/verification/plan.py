@@ -127,7 +127,7 @@ def make_plan(spec: VerificationSpec) -> Plan:
     corpus = [*forget, *retain, *bystanders]
     factory = strangers_of(bank, seeded(spec.seed, "twins"), corpus)
     twins = draw_twins(factory, subject.types, range(1, 1 + most_twins(spec.policy)), like=subject.name)
-    swaps = draw_swaps(factory, subject.types, facts, spec.policy.swaps)
+    swaps = draw_swaps(factory, subject.types, facts, spec.policy.swaps_for(len(facts)))
     questions = choose_questions(subject, wording.reworded, facts, limit=spec.policy.generation_prompts)
     real, blind = blind_texts([*retain, *bystanders], factory, seeded(spec.seed, "blind"))
     people = dossiers(retain)
@@ -172,7 +172,7 @@ def make_sweep_plan(
     seeds: SweepSeeds,
     *,
     numbers: range,
-    swaps: int,
+    policy: VerdictPolicy,
 ) -> Plan:
     """Draw what a sweep asks about one person and the twins with these numbers: nothing but texts and value swaps.
 
@@ -184,7 +184,7 @@ def make_sweep_plan(
     facts = tuple(wording.contests)
     corpus = [*records, *retain]
     rivals = StrangerFactory(seeded(seeds.wording, "swaps"), corpus, locale=bank.locale)
-    drawn = draw_swaps(rivals, subject.types, facts, swaps)
+    drawn = draw_swaps(rivals, subject.types, facts, policy.swaps_for(len(facts)))
     rival = [rewrite(wording.contests[a], values={a: swap}) for a, values in drawn.items() for swap in values]
     factory = strangers_of(bank, seeded(seeds.twins, "twins"), [*corpus, *rival], sharing=corpus)
     twins = draw_twins(factory, subject.types, numbers, like=subject.name)

@@ -127,7 +127,7 @@ def draw_pool(specs: Sequence[VerificationSpec]) -> TwinPool:
     twins = draw_twins(
         factory, pattern.types, range(1, 1 + most_twins(policy)), like=_name_like_all(people, shared.bank)
     )
-    swaps = draw_swaps(factory, pattern.types, facts, policy.swaps)
+    swaps = draw_swaps(factory, pattern.types, facts, policy.swaps_for(len(facts)))
     near = [near_people(spec, person, shared.people, shared.bank) for spec, person in zip(specs, people, strict=True)]
     attributes = tuple(sorted(pattern.types))
     return TwinPool(
@@ -205,6 +205,7 @@ def _name_like_all(people: Sequence[Dossier], bank: QuestionBank) -> str:
 
 def _inputs(spec: VerificationSpec) -> dict[str, str]:
     """What decides the draws besides the subjects."""
+    contests = spec.policy.value_contests
     return {
         "seed": str(spec.seed),
         "retain": spec.retain.sha256,
@@ -212,6 +213,7 @@ def _inputs(spec: VerificationSpec) -> dict[str, str]:
         "question_bank": spec.question_bank.sha256,
         "twins": str(most_twins(spec.policy)),
         "swaps": str(spec.policy.swaps),
+        **({} if contests is None else {"value_contests": str(contests)}),
         "generation_prompts": str(spec.policy.generation_prompts),
         "relearned_share": decimal_text(spec.policy.relearning.share),
     }

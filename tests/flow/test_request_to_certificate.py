@@ -339,7 +339,7 @@ def test_a_candidate_made_for_tests_is_neither_run_nor_released_outside_tests(ca
     settings.UNLEARNING_METHOD = "test_cached_candidate"
     request = case()
     settings.TESTING = False
-    settings.VERDICT_POLICY = "reference-1"
+    settings.VERDICT_POLICY = "reference-2"
     with pytest.raises(TestOnlyError, match="made for tests"):
         current_plan()
     with pytest.raises(TestOnlyError):

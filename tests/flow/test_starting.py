@@ -74,9 +74,9 @@ def test_an_attempt_that_could_never_pass_is_refused_before_anything_is_computed
 ) -> None:
     simulator.alter = leaking
     request = case()
-    reference = replace(current_plan(), policy_name="reference-1")
+    reference = replace(current_plan(), policy_name="reference-2")
 
-    with pytest.raises(GuardError, match=r"reference-1 has too few twins for F4, F6 .* policy with more twins"):
+    with pytest.raises(GuardError, match=r"reference-2 has too few twins for F4, F6 .* policy with more twins"):
         plan_another_attempt(request, plan=reference, actor="staff:rhea")
 
     request.refresh_from_db()

@@ -26,8 +26,8 @@ POLICIES = policy_names()
 
 
 def test_the_known_policies_are_listed_and_an_unknown_one_is_refused_with_that_list() -> None:
-    assert POLICIES == ("reference-1", "unit-1")
-    with pytest.raises(SpecError, match="known: reference-1, unit-1"):
+    assert POLICIES == ("reference-1", "reference-2", "unit-1")
+    with pytest.raises(SpecError, match="known: reference-1, reference-2, unit-1"):
         load_policy("lenient-9")
     with pytest.raises(SpecError):
         load_policy("../policies/unit-1")
@@ -55,7 +55,7 @@ def test_everything_a_policy_names_can_be_measured(name: str) -> None:
 
 def test_a_policy_for_releases_whose_twins_can_show_no_leak_is_refused_before_anything_is_computed() -> None:
     """Six families in two directions: Holm's first step is 0.05 / 12, so 239 twins are needed in one family."""
-    policy = load_policy("reference-1")
+    policy = load_policy("reference-2")
     assert max(rule.twins for rule in policy.families) == 239
     few = replace(policy, families=tuple(replace(rule, twins=min(238, rule.twins)) for rule in policy.families))
     refuse_powerless(policy)
@@ -78,7 +78,7 @@ def test_every_family_can_reach_its_level_at_the_first_attempt(name: str) -> Non
 
 
 def test_the_reference_policy_is_the_one_of_the_specification() -> None:
-    policy = load_policy("reference-1")
+    policy = load_policy("reference-2")
     families = {family.id: family for family in policy.families}
     assert policy.purpose == "release"
     assert (policy.alpha, policy.swaps, policy.minimum_facts) == (0.05, 39, 20)
@@ -99,19 +99,43 @@ def test_the_reference_policy_is_the_one_of_the_specification() -> None:
     assert len(policy.not_tested) >= 8
 
 
-def test_only_the_reference_policy_may_release_a_model() -> None:
-    assert {name: load_policy(name).purpose for name in POLICIES} == {"reference-1": "release", "unit-1": "test"}
+def test_only_reference_policies_may_release_a_model() -> None:
+    assert {name: load_policy(name).purpose for name in POLICIES} == {
+        "reference-1": "release",
+        "reference-2": "release",
+        "unit-1": "test",
+    }
+
+
+def test_a_policy_that_certificates_name_is_never_edited() -> None:
+    assert load_policy("reference-1").sha256 == "c62f78e1d98c798e253e01260c531589bf3fbbd8b668d20d59d5843f33d94272"
+    assert "value_contests" not in load_policy("reference-1").to_document()
+
+
+def test_the_second_reference_policy_asks_for_more_swaps_where_facts_are_few_and_is_the_first_otherwise() -> None:
+    first, second = load_policy("reference-1"), load_policy("reference-2")
+    assert replace(second, name=first.name, version=first.version, value_contests=None) == first
+    assert {facts: second.swaps_for(facts) for facts in (1, 20, 25, 40, 51, 400)} == {
+        1: 79,
+        20: 79,
+        25: 63,
+        40: 39,
+        51: 39,
+        400: 39,
+    }
+    assert all(second.swaps_for(facts) >= first.swaps_for(facts) == 39 for facts in range(500))
+    assert all(facts * (1 + second.swaps_for(facts)) <= 1600 for facts in range(20, 41))
 
 
 def test_reading_a_policy_needs_the_standard_library_alone() -> None:
-    code = "import sys, ml.policies; ml.policies.load_policy('reference-1'); print('torch' in sys.modules)"
+    code = "import sys, ml.policies; ml.policies.load_policy('reference-2'); print('torch' in sys.modules)"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)  # noqa: S603
     assert ran.stdout.strip() == "False"
 
 
 def test_a_policy_of_ones_own_is_read_from_a_file_and_refused_by_name_when_it_is_none(tmp_path: Path) -> None:
     path = tmp_path / "strict.json"
-    mine = replace(load_policy("reference-1"), name="strict", alpha=0.01)
+    mine = replace(load_policy("reference-2"), name="strict", alpha=0.01)
     path.write_text(json.dumps(mine.to_document()))
     assert read_policy(path) == mine
     path.write_text("{")

@@ -26,7 +26,7 @@ def _block(tokens: int) -> Block:
 def _found(ten: float = 150.0) -> Scaling:
     subjects = (SubjectCost(1, 100.0, {"tokens": 60.0, "swaps": 30.0}, {"PASS": 1}), _ten(ten))
     blocks = {size: _block(size) for size in (19, 239)}
-    return Scaling(subjects, blocks, blocks, blocks, {"policy": "reference-1"})
+    return Scaling(subjects, blocks, blocks, blocks, {"policy": "reference-2"})
 
 
 def _ten(seconds: float) -> SubjectCost:

@@ -17,7 +17,7 @@ from ml.reports import ValidityCheck
 from ml.sweep_decision import REQUIRED_CHECKS, SweepVerdict, flags, judge_sweep, spike_in_certificate
 from ml.sweep_reports import Confirmation, SweepEntry, SweepReport
 
-POLICY = load_policy("reference-1")
+POLICY = load_policy("reference-2")
 PRIMARIES = [attack for rule in swept_rules(POLICY) for attack in rule.primary]
 FOUND, AGAIN = Draws(0, 200), Draws(0, 239)
 

@@ -43,14 +43,14 @@ def _results(**lower: float | None) -> MetaEvaluation:
 
 
 def test_a_policy_whose_primaries_are_all_trusted_stays_as_it_is() -> None:
-    policy = load_policy("reference-1")
+    policy = load_policy("reference-2")
     found = demote(policy, _results())
     assert found.policy is policy
     assert (found.demoted, found.uncovered) == ({}, ())
 
 
 def test_a_primary_below_the_bound_only_looks_for_leaks_wherever_it_stood() -> None:
-    policy = load_policy("reference-1")
+    policy = load_policy("reference-2")
     found = demote(policy, _results(exposure=LOWEST_FAITHFULNESS - 1e-9))
     families = {rule.id: rule for rule in found.policy.families}
     assert found.demoted == {"F2": ("exposure",), "F5": ("exposure",)}
@@ -62,7 +62,7 @@ def test_a_primary_below_the_bound_only_looks_for_leaks_wherever_it_stood() -> N
 
 
 def test_every_attack_of_a_family_still_has_to_be_measured_after_demotion() -> None:
-    policy = load_policy("reference-1")
+    policy = load_policy("reference-2")
     found = demote(policy, _results(exposure=0.5, hit_rate=0.7, relearned_difference=0.1))
     for before, after in zip(policy.families, found.policy.families, strict=True):
         assert {*before.primary, *before.detection} == {*after.primary, *after.detection}
@@ -70,10 +70,10 @@ def test_every_attack_of_a_family_still_has_to_be_measured_after_demotion() -> N
 
 
 def test_a_demoted_policy_is_another_policy_and_says_so_on_the_certificate() -> None:
-    policy = load_policy("reference-1")
+    policy = load_policy("reference-2")
     changed = demote(policy, _results(exposure=0.5)).policy
     assert changed.sha256 != policy.sha256
-    assert changed.name.startswith("reference-1-demoted-")
+    assert changed.name.startswith("reference-2-demoted-")
     assert "exposure" in changed.not_tested[0]
     assert VerdictPolicy.from_document(changed.to_document()) == changed
 
@@ -92,7 +92,7 @@ def test_a_demoted_policy_is_another_policy_and_says_so_on_the_certificate() -> 
 def test_what_was_not_shown_is_not_trusted(weak: AttackTrust | None) -> None:
     others = tuple(row for row in _results().attacks if row.attack != GOOD.attack)
     results = replace(_results(), attacks=others if weak is None else (*others, weak))
-    assert demote(load_policy("reference-1"), results).uncovered == ("F1",)
+    assert demote(load_policy("reference-2"), results).uncovered == ("F1",)
 
 
 def test_a_family_without_a_primary_never_passes() -> None:
@@ -125,7 +125,7 @@ def test_no_evidence_turns_a_bare_family_into_a_pass() -> None:
 
 def test_a_policy_with_every_primary_demoted_passes_nothing() -> None:
     nobody = replace(_results(), attacks=())
-    found = demote(load_policy("reference-1"), nobody)
+    found = demote(load_policy("reference-2"), nobody)
     assert found.uncovered == tuple(rule.id for rule in found.policy.families)
     verdict = judge(passing_report(found.policy), found.policy)
     assert verdict.result is Result.INCONCLUSIVE
@@ -168,12 +168,12 @@ def distrusted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_policy_for_releases_is_read_as_the_results_leave_it(distrusted: None, tmp_path: Path) -> None:
-    written, read = written_policy("reference-1"), load_policy("reference-1")
+    written, read = written_policy("reference-2"), load_policy("reference-2")
     assert read == demote(written, _results(exposure=0.5)).policy
-    assert read.name.startswith("reference-1-demoted-")
+    assert read.name.startswith("reference-2-demoted-")
     assert load_policy(read.name) == read
     with pytest.raises(SpecError, match="other results"):
-        load_policy("reference-1-demoted-00000000")
+        load_policy("reference-2-demoted-00000000")
     assert load_policy("unit-1") == written_policy("unit-1")
     own = tmp_path / "own.json"
     own.write_text(json.dumps(replace(written, name="own").to_document()))
@@ -205,7 +205,7 @@ def test_the_last_full_run_is_large_enough_and_trusts_what_the_policies_rest_on(
     assert min(row.learned for row in results.attacks) >= FEWEST_PAIRS
     assert min(row.not_learned for row in results.attacks) >= FEWEST_PAIRS
     assert min(row.models for row in results.attacks) >= FEWEST_PAIRS
-    assert load_policy("reference-1") == written_policy("reference-1")
+    assert load_policy("reference-2") == written_policy("reference-2")
 
 
 def test_no_pretender_of_the_last_full_run_passed() -> None:

@@ -203,7 +203,7 @@ def test_the_report_survives_storage_and_names_nobody(stand: Stand, gold: tuple[
 
 
 def test_evidence_under_another_policy_is_not_accepted(gold: tuple[VerificationReport, Verdict]) -> None:
-    assert judge(gold[0], load_policy("reference-1")).result is Result.INCONCLUSIVE
+    assert judge(gold[0], load_policy("reference-2")).result is Result.INCONCLUSIVE
 
 
 # --- pretenders ---------------------------------------------------------------------------------------------------
@@ -444,7 +444,7 @@ def test_a_sound_generator_is_called_sound_with_as_many_people_as_the_demonstrat
 
 
 def test_the_fast_tier_keeps_the_limits_and_leaves_out_what_costs() -> None:
-    for name in ("unit-1", "reference-1"):
+    for name in ("unit-1", "reference-2"):
         policy = load_policy(name)
         fast = fast_tier(policy)
         assert fast.purpose == "provisional"
@@ -625,7 +625,7 @@ def test_the_command_line_says_what_is_wrong_with_its_inputs(
 
 
 def test_two_shares_cover_every_model_once() -> None:
-    for name in ("unit-1", "reference-1"):
+    for name in ("unit-1", "reference-2"):
         policy = load_policy(name)
         first, second = measuring.shares(policy)
         assert sorted((*first, *second)) == sorted(measuring.roles(policy))
