@@ -2,14 +2,15 @@
 
     python -m benchmarks.error_rates --out DIR [--worlds N] [--quick] [--seed N]
 
-Each world trains its own models (`benchmarks.graded_models`). Per customer and statistic the rule of `reference-1` is
+Each world trains its own models (`benchmarks.graded_models`). Per customer and statistic the rule of `reference-2` is
 asked four things: the gold model must PASS, the unchanged model must FAIL, and a model in which the fraction rho, or
 twice rho, of the influence remains must not PASS. How much remains is known from gold: the customer's own score there
 is where nothing remains.
 
 Judged are the primaries of F1, F2 and F3; the other families of the policy count in Holm's correction as not measured
-(p = 1). The policy's least number of facts is left out, so that the curve shows why there is one. A half of a world is
-one part: a run that was killed takes up after the last one finished.
+(p = 1). The policy's least number of facts is left out, so that the curve shows why there is one. Of each half of a
+world two parts are kept, one of models that know everything or nothing and one of graded ones: a run that was killed
+takes up after the last one finished.
 """
 
 from __future__ import annotations
@@ -31,13 +32,15 @@ import torch
 from torch import Tensor
 
 from benchmarks.error_report import VERDICTS, ByFacts, Rate, shown, write_results
-from benchmarks.graded_models import HALVES, Scale, Scores, Sizes, Trial, quick
+from benchmarks.graded_models import HALVES, STATISTICS, Scale, Scores, Sizes, Trial, quick, value_statistics
+from ml.data.synthetic import Stranger
 from ml.decision import judge
 from ml.digests import document_sha256
 from ml.documents import plain_object
 from ml.errors import SpecError
 from ml.files import write_atomically
 from ml.metrics.intervals import clopper_pearson_lower, clopper_pearson_upper
+from ml.models.load import LoadedModel
 from ml.policies import load_policy
 from ml.rank_tests import min_p
 from ml.reports import AttackResult, JointDetection, VerificationReport
@@ -81,13 +84,14 @@ def judged(before: Scores, after: Scores, customer: int, customers: int, policy:
     """Ask the decision rule about one customer: `strength` and `results` by family.
 
     Args:
-        before, after: scores by statistic, (persons, facts): `customers` rows of customers, then twins.
+        before, after: scores by statistic, (persons, facts): `customers` rows of customers, then twins. A family whose
+            statistic is not in `after` is not measured.
     """
     rows: list[AttackResult] = []
     joint: list[JointDetection] = []
     for rule in policy.families:
-        if rule.id in FAMILIES:
-            attack = FAMILIES[rule.id]
+        attack = FAMILIES.get(rule.id)
+        if attack in after:
             old, new = (_persons(scores[attack], customer, customers) for scores in (before, after))
             items = before[attack].shape[1]
             rows.append(attack_result(rule, attack, "merged", items=items, before=old, after=new, base=None))
@@ -129,53 +133,86 @@ def _report(policy: VerdictPolicy, rows: Iterable[AttackResult], joint: Iterable
 # --- one half of one world ----------------------------------------------------------------------------------------
 
 
-def half_of_a_world(trial: Trial, number: int, *, policy: VerdictPolicy) -> dict[str, list[Judged]]:
-    """Judge every customer of one half under gold, under the unchanged model and under graded ones."""
+def known_or_not(trial: Trial, number: int, *, policy: VerdictPolicy) -> dict[str, list[Judged]]:
+    """Judge every customer of one half under gold and under the unchanged model, with few facts and with many."""
     sizes, people, name = trial.sizes, trial.half(number), f"{trial.seed}-{number}"
-    full = Scale(sizes.twins, sizes.swaps, sizes.facts)
-    before, gold = (trial.scores(model, people, full) for model in (trial.before(), trial.gold(number)))
     rule = primaries_of(policy, twins=sizes.twins)
+    counts = sorted({*(n for n in FEWER_FACTS if n < sizes.facts), sizes.facts})
+    swaps = {facts: min(sizes.swaps, policy.swaps_for(facts)) for facts in counts}
+    before, gold = (_with_fewer_facts(trial, model, people, swaps) for model in (trial.before(), trial.gold(number)))
     out: dict[str, list[Judged]] = {}
-    for facts in (*(n for n in FEWER_FACTS if n < sizes.facts), sizes.facts):
-        few_before, few_gold = ({a: s[:, :facts] for a, s in scores.items()} for scores in (before, gold))
-        for kind, after in (("gold", few_gold), ("unchanged", few_before)):
+    for facts in counts:
+        for kind, after in (("gold", gold), ("unchanged", before)):
             out[f"{kind}, {facts} facts"] = [
-                Judged(name, None, **judged(few_before, after, i, len(people), rule)) for i in range(len(people))
+                Judged(name, None, **judged(before[facts], after[facts], i, len(people), rule))
+                for i in range(len(people))
             ]
-    return out | _graded(trial, number, policy=primaries_of(policy, twins=sizes.graded_twins))
+    return out
 
 
-def _graded(trial: Trial, number: int, *, policy: VerdictPolicy) -> dict[str, list[Judged]]:
-    """Judge customers where a known fraction remains, each statistic where its own fraction is met."""
+def _with_fewer_facts(
+    trial: Trial, loaded: LoadedModel, customers: Sequence[Stranger], swaps: Mapping[int, int]
+) -> dict[int, Scores]:
+    """Scores by number of facts, each with its own number of swaps; what two of them share is measured once.
+
+    Args:
+        swaps: by number of facts, from few to many; never more with more facts.
+    """
+    persons = trial.persons(customers, trial.sizes.twins)
+    strengths = trial.strengths(loaded, persons, trial.facts[: max(swaps)])
+    blocks, first = [], 0
+    for facts, count in swaps.items():
+        blocks.append(trial.competitions(loaded, persons, trial.facts[first:facts], count))
+        first = facts
+    out: dict[int, Scores] = {}
+    for number, (facts, count) in enumerate(swaps.items(), start=1):
+        found = [value_statistics(block[..., : 1 + count]) for block in blocks[:number]]
+        joined = {statistic: torch.cat([part[statistic] for part in found], dim=1) for statistic in found[0]}
+        out[facts] = {**joined, "extraction_strength": strengths[:, :facts]}
+    return out
+
+
+def graded(trial: Trial, number: int, *, policy: VerdictPolicy) -> dict[str, list[Judged]]:
+    """Judge customers where a known fraction remains, each statistic where its own fraction is met.
+
+    The other families are asked only where this one passes: unmeasured, they are INCONCLUSIVE.
+    """
     sizes, people = trial.sizes, trial.half(number)
+    policy = primaries_of(policy, twins=sizes.graded_twins)
     alone, scale = (Scale(n, sizes.graded_swaps, sizes.graded_facts) for n in (0, sizes.graded_twins))
     before, gold = (trial.scores(model, people, scale) for model in (trial.before(), trial.gold(number)))
     way = trial.way(number)
 
-    def remaining(place: float, customers: Sequence[int]) -> dict[str, list[float]]:
+    def remaining(place: float, customers: Sequence[int], asked: Sequence[str]) -> dict[str, list[float]]:
         chosen = [people[i] for i in customers]
-        return _remaining(_of(before, customers), _of(gold, customers), trial.scores(way.at(place), chosen, alone))
+        after = trial.scores(way.at(place), chosen, alone, asked)
+        return _remaining(_of(before, customers), _of(gold, customers), after)
 
-    stops = [remaining(stop, range(len(people))) for stop in range(len(way))]
+    stops = [remaining(stop, range(len(people)), STATISTICS) for stop in range(len(way))]
     rules = {rule.id: rule for rule in policy.families if rule.id in FAMILIES}
     places: dict[float, list[tuple[int, str, int]]] = {}
     for level, (family, attack), i in product(LEVELS, FAMILIES.items(), range(len(people))):
         place = _place(
             [shares[attack][i] for shares in stops],
             level * rules[family].rho,
-            lambda place, attack=attack, i=i: remaining(place, [i])[attack][0],
+            lambda place, attack=attack, i=i: remaining(place, [i], [attack])[attack][0],
         )
         if place is not None:
             places.setdefault(place, []).append((level, family, i))
     out: dict[str, list[Judged]] = {}
     for place, wanted in sorted(places.items()):
         customers = sorted({i for _, _, i in wanted})
-        after = trial.scores(way.at(place), [people[i] for i in customers], scale)
         old = _of(before, [*customers, *range(len(people), len(people) + sizes.graded_twins)])
+        asked = sorted({FAMILIES[family] for _, family, _ in wanted})
+        chosen = [people[i] for i in customers]
+        after = trial.scores(way.at(place), chosen, scale, asked)
         shares = _remaining(_of(before, customers), _of(gold, customers), after)
         for level, family, i in wanted:
             row = customers.index(i)
             shown = judged(old, after, row, len(customers), policy)
+            if shown["results"][family] == "PASS" and len(after) < len(STATISTICS):
+                after = trial.scores(way.at(place), chosen, scale)
+                shown = judged(old, after, row, len(customers), policy)
             found = Judged(f"{trial.seed}-{number}", shares[FAMILIES[family]][row], **shown)
             out.setdefault(f"{family} with {level} rho", []).append(found)
     return out
@@ -200,27 +237,30 @@ def _remaining(before: Scores, gold: Scores, after: Scores) -> dict[str, list[fl
 
 
 def _place(stops: Sequence[float], wanted: float, remains: Callable[[float], float]) -> float | None:
-    """Where on the way at least `wanted` and hardly more remains: the first stop at which it does, or, where that is
-    too much already, a mixture with the stop before; `None` where neither is close enough.
+    """The first place on the way at which at least `wanted` and hardly more remains: a stop, or a mixture of two
+    neighbours of which one has less and one more; `None` where all of them jump past it.
 
     Args:
         stops: what remains at each stop.
         remains: what remains at any place.
     """
-    above = next((float(stop) for stop, share in enumerate(stops) if share >= wanted), None)
-    if above is None:
-        return None
-    below, share = above - 1, stops[int(above)]
-    for _ in range(_HALVINGS if above else 0):
-        if share <= wanted + OVERSHOOT:
-            break
-        middle = (below + above) / 2
-        found = remains(middle)
-        if found >= wanted:
-            above, share = middle, found
-        else:
-            below = middle
-    return above if share <= wanted + OVERSHOOT else None
+    for stop, share in enumerate(stops):
+        if wanted <= share <= wanted + OVERSHOOT:
+            return float(stop)
+        before = stops[stop - 1] if stop else share
+        if (before < wanted) == (share < wanted):
+            continue
+        below, above = (stop - 1.0, float(stop)) if before < wanted else (float(stop), stop - 1.0)
+        for _ in range(_HALVINGS):
+            middle = (below + above) / 2
+            found = remains(middle)
+            if wanted <= found <= wanted + OVERSHOOT:
+                return middle
+            below, above = (middle, above) if found < wanted else (below, middle)
+    return None
+
+
+PARTS: Final[Mapping[str, Callable[..., dict[str, list[Judged]]]]] = {"known-or-not": known_or_not, "graded": graded}
 
 
 # --- all of them --------------------------------------------------------------------------------------------------
@@ -229,8 +269,8 @@ def _place(stops: Sequence[float], wanted: float, remains: Callable[[float], flo
 def run(
     out: Path, *, worlds: int, seed: int, sizes: Sizes, policy: VerdictPolicy
 ) -> tuple[dict[str, list[Judged]], float]:
-    """Every half of every world, each kept below `out` when it is finished and only read the next time; and the CPU
-    seconds of all.
+    """Every half of every world, each part kept below `out` when it is finished and only read the next time; and the
+    CPU seconds of all.
 
     Raises:
         SpecError: a part in `out` is of other sizes, of another policy or unreadable.
@@ -239,19 +279,19 @@ def run(
     total = 0.0
     key = document_sha256({"sizes": plain_object(sizes), "policy": policy.sha256})
     for number in range(worlds):
-        for half in range(HALVES):
-            part = out / f"part-{seed + number}-{half}.json"
+        for half, (name, judge_half) in product(range(HALVES), PARTS.items()):
+            part = out / f"part-{seed + number}-{half}-{name}.json"
             if not part.exists():
                 started = time.process_time()
                 trial = Trial(out / f"models-{seed + number}", seed=seed + number, sizes=sizes)
-                found = half_of_a_world(trial, half, policy=policy)
+                found = judge_half(trial, half, policy=policy)
                 cpu_seconds = time.process_time() - started
                 write_atomically(part, _part(key, cpu_seconds, found))
             finished, cpu_seconds = _read(part, key)
             total += cpu_seconds
             for kind, judged_rows in finished.items():
                 rows.setdefault(kind, []).extend(judged_rows)
-            _show(f"{number * HALVES + half + 1} of {worlds * HALVES} halves")
+            _show(f"world {number + 1} of {worlds}, half {half + 1} of {HALVES}: {name}")
         shutil.rmtree(out / f"models-{seed + number}", ignore_errors=True)
     return rows, total
 
@@ -327,7 +367,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sizes = quick(Sizes()) if options.quick else Sizes()
     try:
         rows, cpu_seconds = run(
-            options.out, worlds=options.worlds, seed=options.seed, sizes=sizes, policy=load_policy("reference-1")
+            options.out, worlds=options.worlds, seed=options.seed, sizes=sizes, policy=load_policy("reference-2")
         )
     except SpecError as exc:
         sys.stderr.write(f"{exc}\n")

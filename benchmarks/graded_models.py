@@ -49,7 +49,7 @@ class Sizes:
     forms: int = 3
     throw_away_people: int = 3000
     twins: int = 239
-    swaps: int = 39
+    swaps: int = 79
     shape: ModelShape = PRESETS["demo"].shape
     base: Stage = PRESETS["demo"].base
     fine_tune: Stage = PRESETS["demo"].fine_tune
@@ -231,20 +231,37 @@ class Trial:
 
     # --- measurements ---
 
-    def scores(self, loaded: LoadedModel, customers: Sequence[Stranger], scale: Scale) -> Scores:
-        """Score customers and twins on every statistic."""
-        persons = (*customers, *self.twins[: scale.twins])
-        facts = self.facts[: scale.facts]
-        asked = [contest for fact in facts for contest in self._contests(persons, fact, scale.swaps)]
-        log_probs = value_log_probs(loaded, asked).reshape(len(facts), len(persons), -1).transpose(0, 1)
+    def scores(
+        self,
+        loaded: LoadedModel,
+        customers: Sequence[Stranger],
+        scale: Scale,
+        statistics: Sequence[str] = STATISTICS,
+    ) -> Scores:
+        """Score customers and twins on `statistics`."""
+        persons, facts = self.persons(customers, scale.twins), self.facts[: scale.facts]
+        out: dict[str, Tensor] = {}
+        if "extraction_strength" in statistics:
+            out["extraction_strength"] = self.strengths(loaded, persons, facts)
+        if set(statistics) - set(out):
+            out |= value_statistics(self.competitions(loaded, persons, facts, scale.swaps))
+        return {statistic: out[statistic] for statistic in statistics}
+
+    def persons(self, customers: Sequence[Stranger], twins: int) -> tuple[Stranger, ...]:
+        """Customers, and the first so many twins."""
+        return (*customers, *self.twins[:twins])
+
+    def strengths(self, loaded: LoadedModel, persons: Sequence[Stranger], facts: Sequence[str]) -> Tensor:
+        """Extraction strength of one text a fact: (persons, facts)."""
         texts = self._rows([self.told(person, a, self.filed[a][0]) for person in persons for a in facts])
-        strengths = extraction_strength(fused_pass(loaded, texts))
-        flat = log_probs.reshape(len(persons) * len(facts), -1)
-        return {
-            "same_context_difference": same_context_difference(flat).reshape(len(persons), -1),
-            "exposure": exposure(flat).reshape(len(persons), -1),
-            "extraction_strength": strengths.reshape(len(persons), -1),
-        }
+        return extraction_strength(fused_pass(loaded, texts)).reshape(len(persons), -1)
+
+    def competitions(
+        self, loaded: LoadedModel, persons: Sequence[Stranger], facts: Sequence[str], swaps: int
+    ) -> Tensor:
+        """Log-probabilities of values, each own one before those that compete: (persons, facts, 1 + swaps)."""
+        asked = [contest for fact in facts for contest in self._contests(persons, fact, swaps)]
+        return value_log_probs(loaded, asked).reshape(len(facts), len(persons), -1).transpose(0, 1)
 
     def _contests(self, persons: Sequence[Stranger], fact: str, swaps: int) -> list[ValueContest]:
         """One contest a person; half of the facts in words on file, half in words that no customer has on file."""
@@ -252,6 +269,13 @@ class Trial:
         records = [self.told(person, fact, form) for person in persons]
         context = self.sizes.shape.context
         return contests(self.tokenizer, records, fact, self.swaps[fact][:swaps], context=context)
+
+
+def value_statistics(log_probs: Tensor) -> Scores:
+    """The statistics that read value swaps: (persons, facts) each, from (persons, facts, 1 + swaps)."""
+    flat = log_probs.flatten(0, 1)
+    found = {"same_context_difference": same_context_difference(flat), "exposure": exposure(flat)}
+    return {statistic: scores.reshape(log_probs.shape[:2]) for statistic, scores in found.items()}
 
 
 def _spread(names: Sequence[str], count: int) -> tuple[str, ...]:
