@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.error_report import VERDICTS, ByFacts, Rate, shown, write_results
-from benchmarks.graded_models import HALVES, STATISTICS, Scale, Scores, Sizes, Trial, quick, value_statistics
+from benchmarks.graded_models import HALVES, STATISTICS, Place, Scale, Scores, Sizes, Trial, quick, value_statistics
 from ml.data.synthetic import Stranger
 from ml.decision import judge
 from ml.digests import document_sha256
@@ -52,6 +52,7 @@ LEVELS: Final = (1, 2)
 # A model counts as "this fraction remains" when what remains lies above it by no more than this.
 OVERSHOOT: Final = 0.01
 _HALVINGS: Final = 8
+_DETOURS: Final = 10
 FEWER_FACTS: Final = (5, 10, 15, 20, 28)
 
 
@@ -183,14 +184,14 @@ def graded(trial: Trial, number: int, *, policy: VerdictPolicy) -> dict[str, lis
     before, gold = (trial.scores(model, people, scale) for model in (trial.before(), trial.gold(number)))
     way = trial.way(number)
 
-    def remaining(place: float, customers: Sequence[int], asked: Sequence[str]) -> dict[str, list[float]]:
+    def remaining(place: Place, customers: Sequence[int], asked: Sequence[str]) -> dict[str, list[float]]:
         chosen = [people[i] for i in customers]
         after = trial.scores(way.at(place), chosen, alone, asked)
         return _remaining(_of(before, customers), _of(gold, customers), after)
 
-    stops = [remaining(stop, range(len(people)), STATISTICS) for stop in range(len(way))]
+    stops = [remaining(Place(stop), range(len(people)), STATISTICS) for stop in range(len(way))]
     rules = {rule.id: rule for rule in policy.families if rule.id in FAMILIES}
-    places: dict[float, list[tuple[int, str, int]]] = {}
+    places: dict[Place, list[tuple[int, str, int]]] = {}
     for level, (family, attack), i in product(LEVELS, FAMILIES.items(), range(len(people))):
         place = _place(
             [shares[attack][i] for shares in stops],
@@ -236,27 +237,29 @@ def _remaining(before: Scores, gold: Scores, after: Scores) -> dict[str, list[fl
     return shares
 
 
-def _place(stops: Sequence[float], wanted: float, remains: Callable[[float], float]) -> float | None:
-    """The first place on the way at which at least `wanted` and hardly more remains: a stop, or a mixture of two
-    neighbours of which one has less and one more; `None` where all of them jump past it.
+def _place(stops: Sequence[float], wanted: float, remains: Callable[[Place], float]) -> Place | None:
+    """A place at which at least `wanted` and hardly more remains: a stop, or else a mixture of two of which one has
+    less and one more, neighbours before others; `None` where all that are tried jump past it.
 
     Args:
-        stops: what remains at each stop.
+        stops: what remains at each stop, gold first.
         remains: what remains at any place.
     """
     for stop, share in enumerate(stops):
         if wanted <= share <= wanted + OVERSHOOT:
-            return float(stop)
-        before = stops[stop - 1] if stop else share
-        if (before < wanted) == (share < wanted):
-            continue
-        below, above = (stop - 1.0, float(stop)) if before < wanted else (float(stop), stop - 1.0)
+            return Place(stop)
+    enough = [share >= wanted for share in stops]
+    pairs = [(stop - 1, stop) for stop in range(1, len(stops)) if enough[stop - 1] != enough[stop]]
+    above = [stop for stop, reached in enumerate(enough) if reached and not enough[0]]
+    pairs += [(0, stop) for stop in above[:: -(-len(above) // _DETOURS) or 1]]
+    for first, second in pairs:
+        low, high = (0.0, 1.0) if enough[second] else (1.0, 0.0)
         for _ in range(_HALVINGS):
-            middle = (below + above) / 2
-            found = remains(middle)
+            place = Place(first, second, (low + high) / 2)
+            found = remains(place)
             if wanted <= found <= wanted + OVERSHOOT:
-                return middle
-            below, above = (middle, above) if found < wanted else (below, middle)
+                return place
+            low, high = (place.share, high) if found < wanted else (low, place.share)
     return None
 
 

@@ -3,7 +3,7 @@
 A base model learns some people and a fine-tune adds customers, as in the reference model. Half of the customers are
 then left out of a second fine-tune (their gold model), and training on their rows goes on from there, step by step,
 until they are known: every stop on the way is a model in which some part of their influence remains, and so is every
-mixture of two stops that follow one another, for a part in between.
+mixture of two stops, for a part in between.
 
 All customers of a world are on file in the same words, so that one set of twins serves every one of them.
 """
@@ -73,6 +73,15 @@ Scores = Mapping[str, Tensor]
 """By statistic: (persons, facts) float32, customers first, then twins; larger is more familiar."""
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class Place:
+    """A stop of a graded training, or a mixture of two stops' weights with `share` of the second."""
+
+    first: int
+    second: int = 0
+    share: float = 0.0
+
+
 class Way:
     """The stops of one graded training, gold first; the model is reused, so only the last one asked for is good."""
 
@@ -82,14 +91,12 @@ class Way:
     def __len__(self) -> int:
         return len(self._states)
 
-    def at(self, place: float) -> LoadedModel:
-        """The model at stop `place`, or between two: 2.25 is three parts of stop 2 and one of stop 3."""
-        first = min(int(place), len(self) - 1)
-        share = place - first
-        state = self._states[first]
-        if share:
-            after = self._states[first + 1]
-            state = {name: torch.lerp(tensor, after[name], share) for name, tensor in state.items()}
+    def at(self, place: Place) -> LoadedModel:
+        """The model at one place."""
+        state = self._states[place.first]
+        if place.share:
+            other = self._states[place.second]
+            state = {name: torch.lerp(tensor, other[name], place.share) for name, tensor in state.items()}
         self._loaded.model.load_state_dict(state)
         return self._loaded
 

@@ -13,7 +13,7 @@ import torch
 from benchmarks import error_rates
 from benchmarks.error_rates import FAMILIES, Judged, by_facts, judged, primaries_of, rate, rates
 from benchmarks.error_report import write_results
-from benchmarks.graded_models import Scores, Way
+from benchmarks.graded_models import Place, Scores, Way
 from ml.policies import load_policy
 
 TWINS = 239
@@ -52,33 +52,35 @@ def test_holm_counts_the_families_that_are_not_measured_here() -> None:
 
 
 def test_a_place_has_what_is_wanted_and_hardly_more_or_is_not_used() -> None:
-    def straight(place: float) -> float:
-        return 0.1 * place
+    def straight(place: Place) -> float:
+        return 0.1 * (place.first + place.share * (place.second - place.first))
 
-    stops = [straight(stop) for stop in range(6)]
-    assert error_rates._place(stops, 0.2, straight) == 2
+    stops = [straight(Place(stop)) for stop in range(6)]
+    assert error_rates._place(stops, 0.2, straight) == Place(2)
     # stop 3 has .3, too much for .25; half way between stops 2 and 3 it is met
-    assert error_rates._place(stops, 0.25, straight) == 2.5
+    assert error_rates._place(stops, 0.25, straight) == Place(2, 3, 0.5)
     place = error_rates._place(stops, 0.333, straight)
     assert place is not None
     assert 0.333 <= straight(place) <= 0.333 + error_rates.OVERSHOOT
     assert error_rates._place(stops, 0.9, straight) is None
-
-    # what jumps past it is not used
-    def jumps(place: float) -> float:
-        return 0.5 if place > 0.3 else 0.0
-
-    assert error_rates._place([0.0, 0.5], 0.2, jumps) is None
+    # what jumps past it on every way is not used
+    assert error_rates._place([0.0, 0.5], 0.2, lambda place: 0.5 if place.share > 0.3 else 0.0) is None
+    # nor is a model of which more is known than wanted from the start
+    assert error_rates._place([0.5, 0.6], 0.2, straight) is None
 
 
-def test_a_place_that_the_first_crossing_jumps_past_is_looked_for_at_the_later_ones() -> None:
-    def back(place: float) -> float:
-        return 0.4 if place > 0.3 and place < 1 else 0.4 - 0.4 * (place - 1) if place >= 1 else 0.0
+def test_where_neighbours_jump_past_it_a_later_crossing_or_a_mixture_with_gold_is_looked_at() -> None:
+    def back(place: Place) -> float:
+        if (place.first, place.second) == (1, 2):
+            return 0.4 * (1 - place.share)
+        return 0.4 * (place.share > 0.3)
 
-    place = error_rates._place([0.0, 0.4, 0.0], 0.2, back)
-    assert place is not None
-    assert 1 < place < 2
-    assert 0.2 <= back(place) <= 0.2 + error_rates.OVERSHOOT
+    assert error_rates._place([0.0, 0.4, 0.0], 0.2, back) == Place(1, 2, 0.5)
+
+    def detour(place: Place) -> float:
+        return 0.4 * place.share if (place.first, place.second) == (0, 3) else 0.4 * (place.share > 0.3)
+
+    assert error_rates._place([0.0, 0.0, 0.4, 0.4], 0.2, detour) == Place(0, 3, 0.5)
 
 
 def test_a_place_between_two_stops_is_a_mixture_of_their_weights() -> None:
@@ -86,11 +88,11 @@ def test_a_place_between_two_stops_is_a_mixture_of_their_weights() -> None:
     states = [{"weight": torch.tensor([[value]])} for value in (1.0, 3.0, 7.0)]
     way = Way(SimpleNamespace(model=model), states)
     found = []
-    for place in (0, 0.5, 1, 1.25, 2):
+    for place in (Place(0), Place(0, 1, 0.5), Place(1), Place(1, 2, 0.25), Place(0, 2, 0.5), Place(2)):
         way.at(place)
         found.append(model.weight.item())
-    # 1, half way to 3, 3, 3 + (7 - 3) / 4, 7
-    assert found == [1.0, 2.0, 3.0, 4.0, 7.0]
+    # 1, half way to 3, 3, 3 + (7 - 3) / 4, half way from 1 to 7, 7
+    assert found == [1.0, 2.0, 3.0, 4.0, 4.0, 7.0]
 
 
 def test_what_remains_is_read_from_the_same_person_on_gold() -> None:
