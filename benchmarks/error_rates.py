@@ -23,6 +23,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from itertools import product
 from pathlib import Path
 from statistics import median
@@ -42,15 +43,16 @@ from ml.files import write_atomically
 from ml.metrics.intervals import clopper_pearson_lower, clopper_pearson_upper
 from ml.models.load import LoadedModel
 from ml.policies import load_policy
-from ml.rank_tests import min_p
+from ml.rank_tests import TOLERANCE, attempt_alpha, min_p, residual_p
 from ml.reports import AttackResult, JointDetection, VerificationReport
-from ml.specs import VerdictPolicy
+from ml.specs import FamilyRule, VerdictPolicy
 from ml.verification.families import attack_result
 
 FAMILIES: Final = {"F1": "same_context_difference", "F2": "exposure", "F3": "extraction_strength"}
 LEVELS: Final = (1, 2)
 # A model counts as "this fraction remains" when what remains lies above it by no more than this.
 OVERSHOOT: Final = 0.01
+FEW_TWINS: Final = 19
 _HALVINGS: Final = 8
 _DETOURS: Final = 10
 FEWER_FACTS: Final = (5, 10, 15, 20, 28)
@@ -58,7 +60,7 @@ FEWER_FACTS: Final = (5, 10, 15, 20, 28)
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """One customer under one model: how much remained, the strength d-, and each family's result."""
+    """One customer under one model: how much remained, and the strength d- and the result of each family asked."""
 
     half: str
     remains: float | None
@@ -67,8 +69,8 @@ class Judged:
 
     @property
     def overall(self) -> str:
-        """The worst of the families: one FAIL fails, all must pass."""
-        found = set(self.results.values())
+        """The worst of the families: one FAIL fails, all must have been asked and pass."""
+        found = set(self.results.values()) | ({"INCONCLUSIVE"} if len(self.results) < len(FAMILIES) else set())
         return next((name for name in ("FAIL", "INCONCLUSIVE") if name in found), "PASS")
 
 
@@ -85,21 +87,22 @@ def judged(before: Scores, after: Scores, customer: int, customers: int, policy:
     """Ask the decision rule about one customer: `strength` and `results` by family.
 
     Args:
-        before, after: scores by statistic, (persons, facts): `customers` rows of customers, then twins. A family whose
-            statistic is not in `after` is not measured.
+        before, after: scores by statistic, (persons, facts): `customers` rows of customers, then twins, of whom there
+            may be more before. A family whose statistic is not in `after` is not measured, and has no result.
     """
     rows: list[AttackResult] = []
     joint: list[JointDetection] = []
     for rule in policy.families:
         attack = FAMILIES.get(rule.id)
         if attack in after:
-            old, new = (_persons(scores[attack], customer, customers) for scores in (before, after))
+            new = _persons(after[attack], customer, customers)
+            old = _persons(before[attack], customer, customers)[: len(new)]
             items = before[attack].shape[1]
             rows.append(attack_result(rule, attack, "merged", items=items, before=old, after=new, base=None))
             falling = [-score for score in new]
             joint.append(JointDetection(rule.id, (attack,), len(new) - 1, min_p([new]), min_p([falling])))
     verdict = judge(_report(policy, rows, joint), policy)
-    gates = {gate.gate: str(gate.result) for gate in verdict.gates if gate.gate in FAMILIES}
+    gates = {gate.gate: str(gate.result) for gate in verdict.gates if FAMILIES.get(gate.gate) in after}
     return {"strength": {row.family: row.strength for row in rows}, "results": gates}
 
 
@@ -139,7 +142,7 @@ def known_or_not(trial: Trial, number: int, *, policy: VerdictPolicy) -> dict[st
     sizes, people, name = trial.sizes, trial.half(number), f"{trial.seed}-{number}"
     rule = primaries_of(policy, twins=sizes.twins)
     counts = sorted({*(n for n in FEWER_FACTS if n < sizes.facts), sizes.facts})
-    swaps = {facts: min(sizes.swaps, policy.swaps_for(facts)) for facts in counts}
+    swaps = {facts: _swaps(policy, sizes, facts) for facts in counts}
     before, gold = (_with_fewer_facts(trial, model, people, swaps) for model in (trial.before(), trial.gold(number)))
     out: dict[str, list[Judged]] = {}
     for facts in counts:
@@ -176,11 +179,12 @@ def _with_fewer_facts(
 def graded(trial: Trial, number: int, *, policy: VerdictPolicy) -> dict[str, list[Judged]]:
     """Judge customers where a known fraction remains, each statistic where its own fraction is met.
 
-    The other families are asked only where this one passes: unmeasured, they are INCONCLUSIVE.
+    The other families are asked only where this one passes, and most twins only where the first few leave it open:
+    at exactly rho, one of twenty people should pass.
     """
     sizes, people = trial.sizes, trial.half(number)
-    policy = primaries_of(policy, twins=sizes.graded_twins)
-    alone, scale = (Scale(n, sizes.graded_swaps, sizes.graded_facts) for n in (0, sizes.graded_twins))
+    policy, swaps = primaries_of(policy, twins=sizes.graded_twins), _swaps(policy, sizes, sizes.graded_facts)
+    alone, few, scale = (Scale(n, swaps, sizes.graded_facts) for n in (0, FEW_TWINS, sizes.graded_twins))
     before, gold = (trial.scores(model, people, scale) for model in (trial.before(), trial.gold(number)))
     way = trial.way(number)
 
@@ -204,19 +208,45 @@ def graded(trial: Trial, number: int, *, policy: VerdictPolicy) -> dict[str, lis
     for place, wanted in sorted(places.items()):
         customers = sorted({i for _, _, i in wanted})
         old = _of(before, [*customers, *range(len(people), len(people) + sizes.graded_twins)])
-        asked = sorted({FAMILIES[family] for _, family, _ in wanted})
         chosen = [people[i] for i in customers]
-        after = trial.scores(way.at(place), chosen, scale, asked)
-        shares = _remaining(_of(before, customers), _of(gold, customers), after)
+
+        @cache
+        def after(size: Scale, *asked: str, place: Place = place, chosen: Sequence[Stranger] = chosen) -> Scores:
+            return trial.scores(way.at(place), chosen, size, asked)
+
         for level, family, i in wanted:
-            row = customers.index(i)
-            shown = judged(old, after, row, len(customers), policy)
-            if shown["results"][family] == "PASS" and len(after) < len(STATISTICS):
-                after = trial.scores(way.at(place), chosen, scale)
-                shown = judged(old, after, row, len(customers), policy)
-            found = Judged(f"{trial.seed}-{number}", shares[FAMILIES[family]][row], **shown)
-            out.setdefault(f"{family} with {level} rho", []).append(found)
+            row, attack = customers.index(i), FAMILIES[family]
+            first = old[attack], after(few, attack)[attack], row, len(customers), rules[family]
+            is_open = may_pass(*first, twins=sizes.graded_twins, alpha=policy.alpha)
+            size = scale if is_open else few
+            found = judged(old, after(size, attack), row, len(customers), policy)
+            if found["results"][family] == "PASS":
+                found = judged(old, after(size, *STATISTICS), row, len(customers), policy)
+            share = _remaining(_of(before, customers), _of(gold, customers), after(few, attack))[attack][row]
+            out.setdefault(f"{family} with {level} rho", []).append(Judged(f"{trial.seed}-{number}", share, **found))
     return out
+
+
+def may_pass(
+    before: Tensor, after: Tensor, customer: int, customers: int, rule: FamilyRule, *, twins: int, alpha: float
+) -> bool:
+    """Whether a customer who was compared with the first few twins alone could still pass with `twins` of them.
+
+    A pass needs `(1 + n) / (1 + twins)` of at most the level of a first attempt at `alpha`, where n twins lie no higher
+    than the customer; asking more twins only raises n.
+
+    Args:
+        before, after: scores (persons, facts): `customers` rows of customers, then twins, of whom there may be more
+            before.
+    """
+    new = _persons(after, customer, customers)
+    old = _persons(before, customer, customers)[: len(new)]
+    lower_or_equal = round(residual_p(old, new, rule.rho) * len(new))
+    return lower_or_equal / (1 + twins) <= attempt_alpha(1, alpha=alpha) + TOLERANCE
+
+
+def _swaps(policy: VerdictPolicy, sizes: Sizes, facts: int) -> int:
+    return min(sizes.swaps, policy.swaps_for(facts))
 
 
 def _of(scores: Scores, persons: Sequence[int]) -> Scores:
@@ -280,10 +310,10 @@ def run(
     """
     rows: dict[str, list[Judged]] = {}
     total = 0.0
-    key = document_sha256({"sizes": plain_object(sizes), "policy": policy.sha256})
     for number in range(worlds):
         for half, (name, judge_half) in product(range(HALVES), PARTS.items()):
             part = out / f"part-{seed + number}-{half}-{name}.json"
+            key = _key(name, sizes, policy)
             if not part.exists():
                 started = time.process_time()
                 trial = Trial(out / f"models-{seed + number}", seed=seed + number, sizes=sizes)
@@ -297,6 +327,14 @@ def run(
             _show(f"world {number + 1} of {worlds}, half {half + 1} of {HALVES}: {name}")
         shutil.rmtree(out / f"models-{seed + number}", ignore_errors=True)
     return rows, total
+
+
+def _key(part: str, sizes: Sizes, policy: VerdictPolicy) -> str:
+    """Digest of all that decides a part: what is asked of graded models is nothing to the others."""
+    fields = plain_object(sizes)
+    if part != "graded":
+        fields = {name: value for name, value in fields.items() if name != "stops" and not name.startswith("graded")}
+    return document_sha256({"part": part, "sizes": fields, "policy": policy.sha256})
 
 
 def _part(key: str, cpu_seconds: float, rows: Mapping[str, Sequence[Judged]]) -> bytes:

@@ -54,9 +54,8 @@ class Sizes:
     base: Stage = PRESETS["demo"].base
     fine_tune: Stage = PRESETS["demo"].fine_tune
     graded: Stage = Stage(epochs=3, learning_rate=1e-3, rows=32, warmup_steps=20)
-    stops: int = 80
+    stops: int = 27
     graded_twins: int = 65
-    graded_swaps: int = 19
     graded_facts: int = 20
 
 
@@ -306,6 +305,5 @@ def quick(sizes: Sizes) -> Sizes:
         graded=Stage(epochs=4, learning_rate=2e-3, rows=8, warmup_steps=4),
         stops=8,
         graded_twins=39,
-        graded_swaps=9,
         graded_facts=6,
     )

@@ -9,9 +9,11 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from benchmarks import error_rates
-from benchmarks.error_rates import FAMILIES, Judged, by_facts, judged, primaries_of, rate, rates
+from benchmarks.error_rates import FAMILIES, Judged, by_facts, judged, may_pass, primaries_of, rate, rates
 from benchmarks.error_report import write_results
 from benchmarks.graded_models import Place, Scores, Way
 from ml.policies import load_policy
@@ -49,6 +51,25 @@ def test_holm_counts_the_families_that_are_not_measured_here() -> None:
     weak = primaries_of(load_policy("reference-2"), twins=99)
     before = {a: s[:102] for a, s in scores(shift=8.0, seed=1).items()}
     assert "FAIL" not in judged(before, before, 0, 2, weak)["results"].values()
+
+
+@given(st.integers(0, 2**31 - 1), st.floats(-1.0, 3.0))
+def test_whoever_may_not_pass_with_the_first_twins_does_not_pass_with_all(seed: int, shift: float) -> None:
+    before, after = (scores(shift=s, seed=seed + i) for i, s in enumerate((8.0, shift)))
+    rule, twins = POLICY.families[0], 65
+    attack = FAMILIES[rule.id]
+    old, new = ({attack: side[attack][: 2 + twins]} for side in (before, after))
+    first = {attack: new[attack][: 2 + error_rates.FEW_TWINS]}
+    for customer in (0, 1):
+        passes = judged(old, new, customer, 2, POLICY)["results"]["F1"] == "PASS"
+        open_yet = may_pass(old[attack], first[attack], customer, 2, rule, twins=twins, alpha=POLICY.alpha)
+        assert open_yet or not passes
+        assert judged(old, first, customer, 2, POLICY)["results"].keys() == {"F1"}
+
+
+def test_a_person_asked_by_one_family_alone_does_not_pass() -> None:
+    assert Judged("w-0", None, {"F1": 9.0}, {"F1": "PASS"}).overall == "INCONCLUSIVE"
+    assert Judged("w-0", None, {"F1": 9.0}, {"F1": "FAIL"}).overall == "FAIL"
 
 
 def test_a_place_has_what_is_wanted_and_hardly_more_or_is_not_used() -> None:
