@@ -363,7 +363,7 @@ def _about(inputs: Inputs, plan: Plan, seed: int) -> dict[str, str]:
         "policy": POLICY.name,
         "model": f"{shape}, vocabulary {SHAPE.vocabulary}",
         "facts per subject": str(len(plan.facts)),
-        "value swaps": str(POLICY.swaps),
+        "value swaps": str(POLICY.swaps_for(len(plan.facts))),
         "people on file": str(len({record.person for record in inputs.world.corpus(_everybody(inputs.world))})),
         "twins of tokens and vocabulary": str(FEW_TWINS),
         "threads": str(torch.get_num_threads()),

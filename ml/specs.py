@@ -270,8 +270,9 @@ class VerdictPolicy:
     """A versioned set of limits, fixed before the run.
 
     `purpose` is `release`, `test` for short test policies, or `provisional` for the fast tier of another policy; only
-    the first may lead to a promotion. Each fact competes with `swaps` values; where facts are so few that this makes
-    fewer than `value_contests` texts in all (values and swaps), with more (`swaps_for`).
+    the first may lead to a promotion. Each fact competes with `swaps` values. In a verification, where facts are so few
+    that this makes fewer than `value_contests` texts in all (values and swaps), it competes with more (`swaps_for`); a
+    sweep keeps to `swaps`, for its scores are compared with those of years before.
     """
 
     name: str

@@ -172,7 +172,7 @@ def make_sweep_plan(
     seeds: SweepSeeds,
     *,
     numbers: range,
-    policy: VerdictPolicy,
+    swaps: int,
 ) -> Plan:
     """Draw what a sweep asks about one person and the twins with these numbers: nothing but texts and value swaps.
 
@@ -184,7 +184,7 @@ def make_sweep_plan(
     facts = tuple(wording.contests)
     corpus = [*records, *retain]
     rivals = StrangerFactory(seeded(seeds.wording, "swaps"), corpus, locale=bank.locale)
-    drawn = draw_swaps(rivals, subject.types, facts, policy.swaps_for(len(facts)))
+    drawn = draw_swaps(rivals, subject.types, facts, swaps)
     rival = [rewrite(wording.contests[a], values={a: swap}) for a, values in drawn.items() for swap in values]
     factory = strangers_of(bank, seeded(seeds.twins, "twins"), [*corpus, *rival], sharing=corpus)
     twins = draw_twins(factory, subject.types, numbers, like=subject.name)

@@ -158,7 +158,7 @@ class Series:
         seeds = SweepSeeds(wording=self._seed, twins=f"{self._seed}:{block}")
         try:
             plan = make_sweep_plan(
-                self.records, self.stage.retain, self.stage.bank, seeds, numbers=numbers, policy=spec.policy
+                self.records, self.stage.retain, self.stage.bank, seeds, numbers=numbers, swaps=spec.policy.swaps
             )
         except MlError as exc:
             raise UntestedError(exc.code) from exc

@@ -213,7 +213,11 @@ def _inputs(spec: VerificationSpec) -> dict[str, str]:
         "question_bank": spec.question_bank.sha256,
         "twins": str(most_twins(spec.policy)),
         "swaps": str(spec.policy.swaps),
-        **({} if contests is None else {"value_contests": str(contests)}),
+        **(
+            {}
+            if contests is None
+            else {"value_contests": str(contests), "minimum_facts": str(spec.policy.minimum_facts)}
+        ),
         "generation_prompts": str(spec.policy.generation_prompts),
         "relearned_share": decimal_text(spec.policy.relearning.share),
     }

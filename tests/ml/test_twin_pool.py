@@ -278,6 +278,19 @@ def test_a_pool_serves_only_the_run_and_the_people_it_was_drawn_for(stand: Stand
         plan_for(replace(spec, forget=stand.records(stand.people[1][:-1], "fewer")))
 
 
+def test_few_facts_compete_with_more_values_in_a_pool_as_alone(stand: Stand) -> None:
+    more = replace(POLICY, minimum_facts=1, value_contests=600)
+    specs = stand.specs(policy=more)
+    for spec, shared in zip(specs, pool_plans(specs, read_pool(specs[0].twin_pool)), strict=True):
+        alone = plan_for(replace(spec, twin_pool=None))
+        for plan in (shared, alone):
+            wanted = 600 // len(plan.facts) - 1
+            assert {len(values) for values in plan.swaps.values()} == {wanted}
+            assert wanted > more.swaps
+    with pytest.raises(PoolMismatchError, match="minimum_facts"):
+        plan_for(replace(specs[0], policy=replace(more, minimum_facts=2)))
+
+
 # --- verdicts -----------------------------------------------------------------------------------------------------
 
 
