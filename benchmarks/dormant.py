@@ -22,7 +22,7 @@ from torch import Tensor
 from benchmarks.suppressed import ROWS, edited
 from ml.attacks.relearning import relearn
 from ml.data.batches import EpochBatches
-from ml.data.collate import EncodedText, collate, encode_records, label_log_probs, mean_over_tokens
+from ml.data.collate import EncodedText, chosen_log_probs, collate, encode_records, labels_in_order
 from ml.data.dossiers import answered_span, open_facts, paraphrases, read_dossier
 from ml.data.hostile_questions import hostile_questions, make_cases
 from ml.data.questions import QuestionBank
@@ -30,7 +30,7 @@ from ml.data.synthetic import StrangerFactory, rewrite
 from ml.finetune import cross_entropy
 from ml.loop import Backward, LoopSettings, train
 from ml.methods.losses import divergence
-from ml.models.forward import answer_logits
+from ml.models.forward import label_logits
 from ml.models.load import LoadedModel, load_model
 from ml.models.quantise import GROUP
 from ml.specs import ModelRef, Record, RelearningBudget
@@ -207,8 +207,8 @@ def _taught(
         for name, part, turn in zip(("person", "kept"), parts, turns, strict=True):
             batch = collate([part[i] for i in turn.at(number)], pad_id=loaded.pad_id)
             with torch.no_grad():
-                wanted, _ = answer_logits(teacher, batch)
-            losses[name] = _unlikeness(wanted, *answer_logits(model, batch))
+                wanted = label_logits(teacher, batch)
+            losses[name] = _unlikeness(wanted, label_logits(model, batch), labels_in_order(batch.labels))
         if also is not None:
             losses["asleep"] = also(number)
         backward(sum(losses.values(), torch.zeros(())))
@@ -224,6 +224,5 @@ def _unlikeness(wanted: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
     The labels count on their own: a value that was learned may stay many times likelier than chance and still be so
     unlikely that the divergence hardly sees it. Attacks do.
     """
-    chances, mask = label_log_probs(logits, labels)
-    copied, _ = label_log_probs(wanted, labels)
-    return mean_over_tokens(divergence(wanted[:, :-1], logits[:, :-1]) + _LABELS * (chances - copied) ** 2, mask)
+    chances, copied = (chosen_log_probs(scores, labels) for scores in (logits, wanted))
+    return (divergence(wanted, logits) + _LABELS * (chances - copied) ** 2).mean()

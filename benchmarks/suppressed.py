@@ -14,12 +14,10 @@ import torch
 from torch import Tensor
 
 from ml.data.batches import EpochBatches
-from ml.data.collate import EncodedText, collate, encode_records, encode_text, label_log_probs
+from ml.data.collate import EncodedText, collate, encode_records, encode_text
 from ml.finetune import cross_entropy, finetune
 from ml.loop import Backward, LoopSettings, StepFunction, train
-from ml.methods.losses import grad_diff_loss
 from ml.models.adapters import attach_adapter, merge_adapter
-from ml.models.forward import answer_logits
 from ml.models.load import LoadedModel, load_model, model_ref
 from ml.models.save import publish_model
 from ml.specs import ModelRef, Record
@@ -153,8 +151,7 @@ def _beside(
         if not ascending:
             loss = cross_entropy(model, batch) + keep
         elif number < ascending:
-            log_probs, mask = label_log_probs(*answer_logits(model, batch))
-            loss = grad_diff_loss(log_probs, mask, keep, gamma=1.0, alpha=1.0)
+            loss = keep - cross_entropy(model, batch)
         backward(loss)
         return {"loss": loss.detach(), "kept": keep.detach()}
 

@@ -6,24 +6,24 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ml.data.batches import EpochBatches
-from ml.data.collate import Batch, EncodedText, collate, label_log_probs, mean_over_tokens
+from ml.data.collate import Batch, EncodedText, chosen_log_probs, collate, labels_in_order, mean_over_tokens
 from ml.loop import Backward, LoopResult, LoopSettings, StepFunction, ignore_progress, never_stop, train
-from ml.models.forward import answer_logits
+from ml.models.forward import label_logits
 from ml.specs import ProgressCallback, StopCheck
 
 
 def cross_entropy_of(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean over all labelled tokens of -log p, in nats; lower is better known. Shapes as in `collate.shift`."""
-    log_probs, mask = label_log_probs(logits, labels)
-    return -mean_over_tokens(log_probs, mask)
+    """Mean of -log p of `labels` (n,) under `logits` (n, rows), in nats; lower is better known."""
+    return -mean_over_tokens(chosen_log_probs(logits, labels), torch.ones_like(labels, dtype=torch.bool))
 
 
 def cross_entropy(model: Any, batch: Batch) -> Tensor:
     """`cross_entropy_of` the batch's answer tokens under `model`."""
-    return cross_entropy_of(*answer_logits(model, batch))
+    return cross_entropy_of(label_logits(model, batch), labels_in_order(batch.labels))
 
 
 def cross_entropy_step(

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ml.checkpoints import Checkpoint, optimiser_tensors, read_checkpoint, restore_optimiser, write_checkpoint
@@ -124,6 +123,10 @@ def train(
     return LoopResult(step, stopped_early, start, numbers)
 
 
+def _back_propagate(loss: Tensor) -> None:
+    loss.backward()
+
+
 def _due(step: int, settings: LoopSettings) -> bool:
     if not settings.checkpoint_every:
         return False
@@ -149,8 +152,7 @@ class _Run:
             raise EmptySetError("no parameter of the model requires a gradient; attach an adapter first")
         self.parameters = [parameter for _, parameter in self.named]
         self.device = self.parameters[0].device
-        self.accelerator = Accelerator(cpu=self.device.type == "cpu")
-        self.optimiser = self.accelerator.prepare(adamw(self.parameters, settings))
+        self.optimiser = adamw(self.parameters, settings)
         self.stopped_early, self.numbers = False, {}
 
     def step(self, step: int, step_function: StepFunction) -> dict[str, Tensor]:
@@ -158,8 +160,8 @@ class _Run:
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         self.optimiser.zero_grad()
-        watched = dict(step_function(step, self.accelerator.backward))
-        norm = self.accelerator.clip_grad_norm_(self.parameters, self.settings.clip_norm)
+        watched = dict(step_function(step, _back_propagate))
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.settings.clip_norm)
         if not bool(torch.isfinite(norm)):
             raise NonFiniteError(f"the gradient of step {step} is not finite; lower the learning rate")
         self.optimiser.step()
@@ -170,7 +172,7 @@ class _Run:
             return
         tensors = {f"weight.{name}": parameter for name, parameter in self.named}
         tensors |= {f"state.{name}": tensor for name, tensor in self.state.items()}
-        tensors |= optimiser_tensors(self.optimiser.optimizer) | random_state(self.device)
+        tensors |= optimiser_tensors(self.optimiser) | random_state(self.device)
         scalars: dict[str, Any] = {"stopped_early": stopped_early, "numbers": dict(numbers)}
         write_checkpoint(self.path, Checkpoint(step, self.config_sha256, tensors, scalars))
         self.on_checkpoint(self.path)
@@ -184,7 +186,7 @@ class _Run:
                 parameter.copy_(found.tensors[f"weight.{name}"])
             for name, tensor in self.state.items():
                 tensor.copy_(found.tensors[f"state.{name}"])
-        restore_optimiser(self.optimiser.optimizer, found.tensors)
+        restore_optimiser(self.optimiser, found.tensors)
         restore_random_state(found.tensors, self.device)
         self.stopped_early, self.numbers = bool(found.scalars["stopped_early"]), dict(found.scalars["numbers"])
         return found.step

@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import accelerate
 import peft
 import torch
 import transformers
@@ -403,7 +402,6 @@ def environment(device: str) -> Mapping[str, str]:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "peft": peft.__version__,
-        "accelerate": accelerate.__version__,
         "machine": platform.machine(),
         "device": device,
         "threads": str(torch.get_num_threads()),

@@ -123,15 +123,13 @@ def collate(rows: Sequence[EncodedText], *, pad_id: int) -> Batch:
         EmptySequenceError: a row has no label.
     """
     width = max(len(row.ids) for row in rows)
-    input_ids = torch.full((len(rows), width), pad_id, dtype=torch.long)
-    labels = torch.full((len(rows), width), IGNORED, dtype=torch.long)
-    for index, row in enumerate(rows):
-        if row.first_label >= len(row.ids):
-            raise EmptySequenceError("a row has no answer token to score")
-        ids = torch.tensor(row.ids, dtype=torch.long)
-        input_ids[index, : len(ids)] = ids
-        labels[index, row.first_label : len(ids)] = ids[row.first_label :]
-    return Batch(input_ids, labels)
+    if any(row.first_label >= len(row.ids) for row in rows):
+        raise EmptySequenceError("a row has no answer token to score")
+    # One conversion of Python lists costs a tenth of one a row.
+    padded = [row.ids + (pad_id,) * (width - len(row.ids)) for row in rows]
+    first, end = torch.tensor([[row.first_label, len(row.ids)] for row in rows]).T.unsqueeze(-1)
+    input_ids, columns = torch.tensor(padded), torch.arange(width)
+    return Batch(input_ids, input_ids.where((columns >= first) & (columns < end), IGNORED))
 
 
 def token_budget_batches(lengths: Sequence[int], *, budget: int) -> Iterator[list[int]]:
@@ -146,6 +144,16 @@ def token_budget_batches(lengths: Sequence[int], *, budget: int) -> Iterator[lis
         yield group
 
 
+def labels_in_order(labels: Tensor) -> Tensor:
+    """The scored labels of (batch, seq), row after row: (labels,)."""
+    return labels[:, 1:][label_mask(labels)]
+
+
+def label_mask(labels: Tensor) -> Tensor:
+    """Which positions of (batch, seq) labels, counted from the one before each, are scored: (batch, seq-1) bool."""
+    return labels[:, 1:] != IGNORED
+
+
 def shift(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Align logits with the labels they predict.
 
@@ -155,16 +163,18 @@ def shift(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     Returns:
         logits (batch, seq-1, vocab), labels (batch, seq-1) with 0 in ignored places, mask (batch, seq-1) bool.
     """
-    targets = labels[:, 1:]
-    mask = targets != IGNORED
-    return logits[:, :-1], targets.clamp_min(0), mask
+    return logits[:, :-1], labels[:, 1:].clamp_min(0), label_mask(labels)
 
 
 def label_log_probs(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Log-probability of each label in float32: (batch, seq-1), with 0 where the mask (also returned) is False."""
     aligned, targets, mask = shift(logits, labels)
-    chosen = torch.log_softmax(aligned.float(), dim=-1).gather(-1, targets.unsqueeze(-1)).squeeze(-1)
-    return chosen.masked_fill(~mask, 0.0), mask
+    return chosen_log_probs(aligned, targets).masked_fill(~mask, 0.0), mask
+
+
+def chosen_log_probs(logits: Tensor, labels: Tensor) -> Tensor:
+    """log p of `labels` (...) under `logits` (..., rows), in float32."""
+    return torch.log_softmax(logits.float(), dim=-1).gather(-1, labels.unsqueeze(-1)).squeeze(-1)
 
 
 def mean_over_tokens(values: Tensor, mask: Tensor) -> Tensor:

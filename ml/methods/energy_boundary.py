@@ -15,11 +15,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from ml.data.batches import EpochBatches
+from ml.data.collate import chosen_log_probs
 from ml.energy import EnergyBoundary, forget_hinge, retain_hinge
 from ml.errors import EnergyNotSeparatingError
 from ml.loop import Backward, StepFunction
 from ml.methods.beside import Share
-from ml.methods.losses import chosen_log_probs, divergence
+from ml.methods.losses import divergence
 from ml.methods.method import METHODS, Need, Plan, Training, UnlearningTask, back_propagate, watched
 from ml.methods.relearner import Relearner, RelearningSettings
 from ml.methods.retention import Retention

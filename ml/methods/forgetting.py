@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 
 from ml.data.batches import EpochBatches
-from ml.data.collate import IGNORED, Batch, EncodedText, collate, label_log_probs, shift
+from ml.data.collate import Batch, EncodedText, chosen_log_probs, collate, label_mask, labels_in_order
 from ml.finetune import cross_entropy_of
 from ml.loop import Backward
-from ml.methods.losses import chosen_log_probs
 from ml.methods.method import (
     Plan,
     TellsApart,
@@ -31,7 +30,7 @@ from ml.methods.method import (
 )
 from ml.methods.retention import Retention
 from ml.models.adapters import reference_model
-from ml.models.forward import answer_columns, answer_logits
+from ml.models.forward import label_logits
 
 RetainTerm: TypeAlias = Literal["cross_entropy", "divergence"]
 RetainWeight: TypeAlias = Callable[[int, float], float]
@@ -42,32 +41,45 @@ RetainWeight: TypeAlias = Callable[[int, float], float]
 class ForgetBatch:
     """Rows of one step under the model in training.
 
-    `chosen` numbers them among the method's rows, in order; `logits` (batch, kept, rows) and `labels` (batch, kept) are
-    those of the last columns of `tokens`, as `ml.data.collate.shift` takes them. Logits from `vocabulary` on stand for
-    no token.
+    `chosen` numbers them among the method's rows, in order; `logits` (labels, rows) are those that predict the labels
+    of `tokens`, row after row, with logits that stand for no token from `vocabulary` on. What methods are given has the
+    columns of `tokens` from the first to the last in which some row has a label.
     """
 
     chosen: list[int]
     tokens: Batch
     logits: Tensor
-    labels: Tensor
     vocabulary: int
 
     def log_probs(self) -> tuple[Tensor, Tensor]:
         """Log-probability of each label, (batch, seq), and the mask of labels, as `label_log_probs` returns them."""
-        return label_log_probs(self.logits, self.labels)
+        labels, mask = self._labels()
+        log_probs = chosen_log_probs(self.logits, labels[mask])
+        return log_probs.new_zeros(mask.shape).masked_scatter(mask, log_probs), mask
 
     def distributions(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits of real tokens only (batch, seq, vocabulary), the labels they predict, and the mask of labels."""
-        return shift(self.logits[..., : self.vocabulary], self.labels)
+        """Logits of real tokens only (batch, seq, vocabulary), the labels they predict, and the mask of labels. Where
+        there is no label, logits are 0."""
+        labels, mask = self._labels()
+        logits = self.logits.new_zeros(*mask.shape, self.vocabulary)
+        logits.index_put_(mask.nonzero(as_tuple=True), self.logits[:, : self.vocabulary])
+        return logits, labels.clamp_min(0), mask
 
     def marks(self, positions: Sequence[Sequence[int]]) -> Tensor:
         """Mask (batch, seq) of the labels that are the tokens at `positions` of each row, in the order of `chosen`."""
         marked = torch.zeros_like(self.tokens.labels, dtype=torch.bool)
         for row, places in enumerate(positions):
             marked[row, list(places)] = True
-        kept = marked[:, -self.labels.shape[1] :]
-        return (kept & (self.labels != IGNORED))[:, 1:]
+        _, mask = self._labels()
+        return marked[:, 1:][:, self._columns()] & mask
+
+    def _labels(self) -> tuple[Tensor, Tensor]:
+        labels = self.tokens.labels
+        return labels[:, 1:][:, self._columns()], label_mask(labels)[:, self._columns()]
+
+    def _columns(self) -> slice:
+        used = label_mask(self.tokens.labels).any(dim=0).nonzero()
+        return slice(int(used[0]), int(used[-1]) + 1)
 
 
 _PADDING: Final = 1.25
@@ -148,7 +160,7 @@ def forget_turn(rows: Sequence[EncodedText], training: Training, *, seed: int) -
 def run_rows(task: UnlearningTask, rows: Sequence[EncodedText], chosen: list[int]) -> ForgetBatch:
     """Run the model in training on the chosen rows."""
     tokens = collate([rows[i] for i in chosen], pad_id=task.pad_id).to(task.device)
-    return ForgetBatch(chosen, tokens, *answer_logits(task.model, tokens), task.vocabulary)
+    return ForgetBatch(chosen, tokens, label_logits(task.model, tokens), task.vocabulary)
 
 
 def run_together(
@@ -158,19 +170,11 @@ def run_together(
     latter's labels, in nats, as `Retention.cross_entropy` has it."""
     forget = [rows[i] for i in chosen]
     tokens = collate([*forget, *kept], pad_id=task.pad_id).to(task.device)
-    # As places, not as a number of columns: what comes back is then in one piece for the output layer.
-    width = tokens.labels.shape[1]
-    places = torch.arange(width - answer_columns(tokens), width, device=task.device)
-    logits = task.model(input_ids=tokens.input_ids, use_cache=False, logits_to_keep=places).logits
-    labels, own = tokens.labels[:, places], len(forget)
-    batch = ForgetBatch(
-        chosen,
-        Batch(tokens.input_ids[:own], tokens.labels[:own]),
-        logits[:own],
-        labels[:own],
-        task.vocabulary,
-    )
-    return batch, cross_entropy_of(logits[own:], labels[own:])
+    own = Batch(tokens.input_ids[: len(forget)], tokens.labels[: len(forget)])
+    logits, labels = label_logits(task.model, tokens), labels_in_order(tokens.labels)
+    count = int(label_mask(own.labels).sum())
+    first, rest = logits.split([count, len(labels) - count])
+    return ForgetBatch(chosen, own, first, task.vocabulary), cross_entropy_of(rest, labels[count:])
 
 
 def _fit_together(forget: Sequence[EncodedText], kept: Sequence[EncodedText]) -> bool:
@@ -182,9 +186,8 @@ def _fit_together(forget: Sequence[EncodedText], kept: Sequence[EncodedText]) ->
 
 def run_before(task: UnlearningTask, batch: ForgetBatch) -> ForgetBatch:
     """Run the model before deletion on the rows of `batch`, without a graph."""
-    kept = batch.labels.shape[1]
     with reference_model(task.model) as before:
-        return ForgetBatch(batch.chosen, batch.tokens, *answer_logits(before, batch.tokens, kept=kept), task.vocabulary)
+        return ForgetBatch(batch.chosen, batch.tokens, label_logits(before, batch.tokens), task.vocabulary)
 
 
 def reference_sums(task: UnlearningTask, rows: Sequence[EncodedText]) -> Tensor:

@@ -55,8 +55,3 @@ def soft_cross_entropy(targets: Tensor, logits: Tensor) -> Tensor:
         targets: probabilities, float32.
     """
     return -(targets * torch.log_softmax(logits.float(), dim=-1)).sum(dim=-1)
-
-
-def chosen_log_probs(logits: Tensor, labels: Tensor) -> Tensor:
-    """log p of `labels` (n,) under `logits` (n, rows), in float32."""
-    return torch.log_softmax(logits.float(), dim=-1).gather(-1, labels.unsqueeze(-1)).squeeze(-1)

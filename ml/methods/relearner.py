@@ -21,8 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ml.data.collate import EncodedText
-from ml.methods.losses import chosen_log_probs
+from ml.data.collate import EncodedText, chosen_log_probs
 from ml.methods.method import UnlearningTask, answer_positions
 from ml.methods.strangers import Topic, topic
 from ml.models.adapters import trained_parameters

@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 
 from ml.data.batches import EpochBatches
-from ml.data.collate import EncodedText, token_budget_batches
+from ml.data.collate import EncodedText, chosen_log_probs, token_budget_batches
 from ml.data.dossiers import paraphrases, read_dossier
 from ml.data.questions import QuestionBank
 from ml.data.records import by_person
 from ml.errors import EmptySetError
-from ml.methods.losses import chosen_log_probs, divergence
+from ml.finetune import cross_entropy_of
+from ml.methods.losses import divergence
 from ml.methods.method import UnlearningTask, answer_positions
 from ml.specs import Record
 
@@ -44,7 +45,7 @@ class RetainedBatch:
 
     def cross_entropy(self) -> Tensor:
         """Mean -log p of the right answer's tokens, in nats."""
-        return -chosen_log_probs(self.logits, self.labels).mean()
+        return cross_entropy_of(self.logits, self.labels)
 
     def mean_per_row(self, values: Tensor) -> Tensor:
         """Average (tokens,) values over each row: (rows,)."""
@@ -108,7 +109,7 @@ class Retention:
         """Mean -log p of the right answers' tokens of one step, without a pass of the model before deletion."""
         rows = self.chosen(step)
         logits = self.task.logits(rows, [answer_positions(row) for row in rows])
-        return -chosen_log_probs(logits, _labels(rows).to(logits.device)).mean()
+        return cross_entropy_of(logits, _labels(rows).to(logits.device))
 
     def cross_entropy_before(self) -> float:
         """Mean -log p of the tokens of every retained answer under the model before deletion, in nats."""

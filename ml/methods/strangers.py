@@ -19,12 +19,11 @@ from typing import Final, TypeAlias
 import torch
 
 from ml.data.alignment import AlignedPair, align
-from ml.data.collate import EncodedText, encode_record
+from ml.data.collate import EncodedText, chosen_log_probs, encode_record
 from ml.data.dossiers import Dossier, open_facts, read_dossier, strangers_of
 from ml.data.records import by_person
 from ml.data.synthetic import Stranger, rewrite
 from ml.errors import EnergyNotSeparatingError, RecordError
-from ml.methods.losses import chosen_log_probs
 from ml.methods.method import UnlearningTask, answer_positions
 from ml.models.adapters import reference_model
 from ml.specs import FactSpan, Record

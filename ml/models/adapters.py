@@ -18,6 +18,7 @@ from peft.tuners.lora.layer import Linear as LoraLinear
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import save
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from ml.digests import sha256_hex
 from ml.errors import SpecError
@@ -87,8 +88,38 @@ def _folded(layer: LoraLinear, x: Tensor) -> Tensor:
     if layer.disable_adapters:
         return torch.nn.functional.linear(x, base.weight, base.bias)
     (name,) = layer.active_adapters
-    weight = torch.addmm(base.weight, layer.lora_B[name].weight, layer.lora_A[name].weight, alpha=layer.scaling[name])
-    return torch.nn.functional.linear(x, weight, base.bias)
+    down, up, scale = layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name]
+    # One gradient of the whole weight costs more than two of a narrow adapter, and less than those of a wide one.
+    is_narrow = 3 * down.shape[0] * (layer.in_features + layer.out_features) <= base.weight.numel()
+    if is_narrow and base.bias is None and not base.weight.requires_grad:
+        return _FoldedLinear.apply(x, base.weight, down, up, scale)
+    return torch.nn.functional.linear(x, torch.addmm(base.weight, up, down, alpha=scale), base.bias)
+
+
+class _FoldedLinear(torch.autograd.Function):
+    """`(W + s B A) x`, whose backward never makes the gradient of the whole weight.
+
+    With u = A x and v = B'g, dB = s g u' and dA = s v x'. Both are computed with the rank as the number of rows: the
+    other way round their products take three times as long.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, base: Tensor, down: Tensor, up: Tensor, scale: float) -> Tensor:
+        weight = torch.addmm(base, up, down, alpha=scale)
+        ctx.save_for_backward(x, weight, down, up)
+        ctx.scale = scale
+        return torch.nn.functional.linear(x, weight)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, down, up = ctx.saved_tensors
+        wants_x, _, wants_down, wants_up, _ = ctx.needs_input_grad
+        g, flat = gradients[0].flatten(0, -2), x.flatten(0, -2)
+        into_x = (g @ weight).view_as(x) if wants_x else None
+        into_down = ctx.scale * ((up.t() @ g.t()) @ flat) if wants_down else None
+        into_up = ctx.scale * ((down @ flat.t()) @ g).t() if wants_up else None
+        return into_x, None, into_down, into_up, None
 
 
 @contextmanager

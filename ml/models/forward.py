@@ -1,4 +1,4 @@
-"""One forward pass over a batch, with logits for answers only."""
+"""One forward pass over a batch, with logits only where they are asked for."""
 
 from __future__ import annotations
 
@@ -8,30 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ml.data.collate import IGNORED, Batch, EncodedText, collate
+from ml.data.collate import Batch, EncodedText, collate, label_mask
+from ml.errors import SpecError
 
 
-def answer_logits(model: Any, batch: Batch, *, kept: int | None = None) -> tuple[Tensor, Tensor]:
-    """Run `model` and return logits and labels of the columns in which some row has a label.
+def label_logits(model: Any, batch: Batch) -> Tensor:
+    """Run `model` on a batch and return the logits that predict its labels: (labels, vocabulary rows), row after row.
 
-    Questions need no logits, and the output layer is a large share of a small model's cost. Works for any causal
-    language model of transformers: the model itself applies its output layer, soft-caps included.
-
-    Args:
-        kept: how many columns to return instead, where the caller needs as many as of another batch.
-    Returns:
-        logits (batch, kept, rows) and labels (batch, kept), for `ml.data.collate.shift`: the first kept column lies
-        one before the first label of any row.
+    Questions and padding need no logits, and the output layer is a large share of a small model's cost.
     """
-    kept = answer_columns(batch) if kept is None else kept
-    output = model(input_ids=batch.input_ids, use_cache=False, logits_to_keep=kept)
-    return output.logits, batch.labels[:, -kept:]
-
-
-def answer_columns(batch: Batch) -> int:
-    """How many last columns of a batch reach from one before the first label of any row to the end."""
-    first = int((batch.labels != IGNORED).any(dim=0).nonzero()[0])
-    return batch.labels.shape[1] - max(0, first - 1)
+    rows, columns = label_mask(batch.labels).nonzero(as_tuple=True)
+    return _logits_at(model, batch.input_ids, rows, columns)
 
 
 def logits_before(
@@ -45,9 +32,39 @@ def logits_before(
         (total positions, vocabulary rows), row after row.
     """
     batch = collate(rows, pad_id=pad_id).to(device)
-    width = batch.input_ids.shape[1]
-    kept = width - min(position - 1 for row in positions for position in row)
-    logits = model(input_ids=batch.input_ids, use_cache=False, logits_to_keep=kept).logits
-    row_index = [index for index, row in enumerate(positions) for _ in row]
-    columns = [position - 1 - (width - kept) for row in positions for position in row]
-    return logits[torch.tensor(row_index, device=logits.device), torch.tensor(columns, device=logits.device)]
+    row_index = torch.tensor([index for index, row in enumerate(positions) for _ in row], device=device)
+    columns = torch.tensor([position - 1 for row in positions for position in row], device=device)
+    return _logits_at(model, batch.input_ids, row_index, columns)
+
+
+def _logits_at(model: Any, input_ids: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Logits of the hidden states at (row, column): (places, vocabulary rows).
+
+    The model's output layer is handed those states alone, and the model goes on from there, soft-caps included.
+
+    Raises:
+        SpecError: the model has no output layer of its own that it calls; all numbers would be those of other tokens.
+    """
+    places = rows * input_ids.shape[1] + columns
+
+    def only(_: Any, arguments: tuple[Any, ...]) -> tuple[Tensor]:
+        if len(arguments) != 1 or arguments[0].ndim != 3:
+            raise _no_output_layer(model)
+        return (arguments[0].flatten(0, 1).index_select(0, places).unsqueeze(0),)
+
+    layer = model.get_output_embeddings()
+    if layer is None:
+        raise _no_output_layer(model)
+    handle = layer.register_forward_pre_hook(only)
+    try:
+        logits = model(input_ids=input_ids, use_cache=False).logits
+    finally:
+        handle.remove()
+    if logits.shape[:2] != (1, len(places)):
+        raise _no_output_layer(model)
+    return logits[0]
+
+
+def _no_output_layer(model: Any) -> SpecError:
+    kind = type(model).__name__
+    return SpecError(f"{kind} has no output layer that it gives its last hidden states; choose another architecture")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import ml.models.adapters as adapters
-from ml.data.collate import collate, encode_text
+from ml.data.collate import collate, encode_text, labels_in_order
 from ml.digests import model_manifest
 from ml.errors import SpecError
 from ml.models.adapters import (
@@ -20,7 +20,7 @@ from ml.models.adapters import (
     reference_model,
     trained_parameters,
 )
-from ml.models.forward import answer_logits, logits_before
+from ml.models.forward import label_logits, logits_before
 from ml.models.load import LoadedModel, load_model, model_ref
 from ml.models.save import partial_directory, publish_model
 from ml.models.scratch import ModelShape, untrained_llama
@@ -40,8 +40,8 @@ def loaded(directory: ModelRef) -> LoadedModel:
     return load_model(directory)
 
 
-def shaken(loaded: LoadedModel, seed: int = 2) -> object:
-    model = attach_adapter(loaded.model, rank=4, alpha=8.0, seed=seed)
+def shaken(loaded: LoadedModel, seed: int = 2, rank: int = 4) -> object:
+    model = attach_adapter(loaded.model, rank=rank, alpha=8.0, seed=seed)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
@@ -84,16 +84,22 @@ def test_the_reference_is_the_model_before_whatever_the_adapter_learned(loaded: 
     assert not torch.allclose(after, before)
 
 
+@pytest.mark.parametrize("rank", [4, 32])
 def test_a_folded_adapter_says_and_learns_what_its_own_path_does(
-    directory: ModelRef, monkeypatch: pytest.MonkeyPatch
+    directory: ModelRef, monkeypatch: pytest.MonkeyPatch, rank: int
 ) -> None:
-    folded = shaken(load_model(directory))
+    """A narrow one by a backward of its own, a wide one by the whole weight's gradient."""
+    narrow: list[int] = []
+    apply = adapters._FoldedLinear.apply
+    monkeypatch.setattr(adapters._FoldedLinear, "apply", lambda *given: narrow.append(rank) or apply(*given))
+    folded = shaken(load_model(directory), rank=rank)
     monkeypatch.setattr(adapters, "FOLDED_WEIGHTS", 0)
-    plain = shaken(load_model(directory))
+    plain = shaken(load_model(directory), rank=rank)
     outputs = [model(IDS).logits for model in (folded, plain)]
     assert torch.allclose(*outputs, atol=1e-5)
     for logits in outputs:
         torch.nn.functional.cross_entropy(logits[0, :-1], IDS[0, 1:]).backward()
+    assert bool(narrow) == (rank == 4)
     for one, other in zip(trained_parameters(folded), trained_parameters(plain), strict=True):
         assert one.grad is not None
         assert torch.allclose(one.grad, other.grad, atol=1e-5)
@@ -184,17 +190,31 @@ def test_adapter_tensors_are_copies_of_the_trained_weights_alone(loaded: LoadedM
     assert set(adapter_tensors(model)) == {name for name, p in model.named_parameters() if p.requires_grad}
 
 
-def test_answer_logits_are_the_full_logits_cut_to_the_answer(loaded: LoadedModel) -> None:
+def test_logits_of_labels_and_before_positions_are_those_of_the_whole_pass(loaded: LoadedModel) -> None:
     texts = [("What is it?\nA boat.", 12), ("And the name of that boat, please?\nNo.", 35)]
     rows = [encode_text(loaded.tokenizer, text, start, context=loaded.context) for text, start in texts]
     batch = collate(rows, pad_id=loaded.pad_id)
     with torch.no_grad():
         full = loaded.model(batch.input_ids).logits
-        cut, labels = answer_logits(loaded.model, batch)
+        cut = label_logits(loaded.model, batch)
         positions = [range(row.first_label, len(row.ids)) for row in rows]
         flat = logits_before(loaded.model, rows, positions, pad_id=loaded.pad_id, device="cpu")
-    first = min(row.first_label for row in rows) - 1
-    assert torch.allclose(cut, full[:, first:], atol=1e-5)
-    assert torch.equal(labels, batch.labels[:, first:])
+        again = loaded.model(batch.input_ids).logits
     wanted = torch.cat([full[i, row.first_label - 1 : len(row.ids) - 1] for i, row in enumerate(rows)])
+    assert torch.allclose(cut, wanted, atol=1e-5)
     assert torch.allclose(flat, wanted, atol=1e-5)
+    assert labels_in_order(batch.labels).tolist() == [i for row in rows for i in row.ids[row.first_label :]]
+    assert torch.equal(again, full)  # nothing stays behind on the output layer
+
+
+def test_a_model_that_does_not_call_its_output_layer_is_refused(loaded: LoadedModel) -> None:
+    """Its logits would be those of all positions, and the first of them would be taken for the labels'."""
+    row = encode_text(loaded.tokenizer, "What is it?\nA boat.", 12, context=loaded.context)
+    batch = collate([row], pad_id=loaded.pad_id)
+    head = loaded.model.get_output_embeddings()
+    for wrong in (torch.nn.Identity(), None, loaded.model.get_input_embeddings()):
+        loaded.model.get_output_embeddings = lambda wrong=wrong: wrong
+        with pytest.raises(SpecError, match="no output layer"):
+            label_logits(loaded.model, batch)
+    loaded.model.get_output_embeddings = lambda: head
+    assert label_logits(loaded.model, batch).shape[0] == len(row.ids) - row.first_label

@@ -23,7 +23,7 @@ from ml.energy import (
 )
 from ml.errors import EmptySequenceError, EmptySetError, EnergyNotSeparatingError, NonFiniteError, SpecError
 from ml.finetune import cross_entropy_of
-from tests.ml.fixture_z import FORGET, MASK, RETAIN, RETAIN_LABELS, as_batch
+from tests.ml.fixture_z import FORGET, MASK, RETAIN, RETAIN_LABELS
 
 CLOSE = {"abs": 1e-6}
 LOGITS = st.lists(st.floats(-30, 30), min_size=2, max_size=12)
@@ -123,7 +123,7 @@ def test_the_whole_objective_of_the_fixture() -> None:
     energy = boundary_loss(forget, MASK, boundary=-1.5, side="forget") + boundary_loss(
         retain, MASK, boundary=-2.5, side="retain"
     )
-    kept = cross_entropy_of(*as_batch(RETAIN, RETAIN_LABELS))
+    kept = cross_entropy_of(RETAIN, RETAIN_LABELS)
     assert float(kept) == pytest.approx(0.3165090, **CLOSE)
     assert float(0.1 * energy + kept) == pytest.approx(0.4923562, **CLOSE)
 

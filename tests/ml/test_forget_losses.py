@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ml.data.collate import IGNORED, Batch, label_log_probs, shift
+from ml.data.collate import IGNORED, Batch, label_log_probs, label_mask, shift
 from ml.errors import EmptySequenceError
 from ml.methods.ceu import ceu_loss
 from ml.methods.fact_spans import fact_span_loss, still_said
@@ -223,7 +223,7 @@ def padded_batch(logits: Tensor, labels: Tensor) -> ForgetBatch:
     """A model whose output layer has two rows more than its tokenizer has tokens."""
     rows, kept = logits.shape[:2]
     more = torch.cat([logits, torch.full((rows, kept, 1), 30.0), torch.full((rows, kept, 1), -30.0)], dim=-1)
-    return ForgetBatch([0], Batch(labels, labels), more, labels, vocabulary=4)
+    return ForgetBatch([0], Batch(labels, labels), more[:, :-1][label_mask(labels)], vocabulary=4)
 
 
 def test_rows_that_stand_for_no_token_enter_no_distribution() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ml.data.collate import EncodedText, collate, label_log_probs, sum_per_sequence
+from ml.data.collate import EncodedText, collate, sum_per_sequence
 from ml.data.records import read_records
 from ml.documents import Json, read
 from ml.errors import EmptySetError, RecordError, SpecError
@@ -190,8 +190,7 @@ def test_the_model_before_is_the_model_without_its_adapter_and_leaves_it_as_it_w
 def test_reference_sums_are_the_summed_losses_of_whole_answers_before_deletion(task: UnlearningTask) -> None:
     rows = task.encode(task.forget)
     before = run_before(task, run_rows(task, rows, [4, 2]))
-    log_probs, mask = label_log_probs(before.logits, before.labels)
-    assert torch.allclose(reference_sums(task, rows)[[4, 2]], -sum_per_sequence(log_probs, mask), atol=1e-4)
+    assert torch.allclose(reference_sums(task, rows)[[4, 2]], -sum_per_sequence(*before.log_probs()), atol=1e-4)
 
 
 # --- single methods -----------------------------------------------------------------------------------------------

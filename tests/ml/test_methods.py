@@ -7,11 +7,11 @@ import math
 import pytest
 import torch
 
-from ml.data.collate import label_log_probs
+from ml.data.collate import chosen_log_probs, label_log_probs
 from ml.errors import UnknownMemberError
 from ml.finetune import cross_entropy_of
 from ml.methods import METHODS
-from ml.methods.losses import chosen_log_probs, divergence, grad_diff_loss, npo_loss
+from ml.methods.losses import divergence, grad_diff_loss, npo_loss
 from tests.ml.fixture_z import FORGET, FORGET_LABELS, REFERENCE, RETAIN, RETAIN_LABELS, as_batch
 
 CLOSE = {"abs": 1e-6}
@@ -28,7 +28,7 @@ def reference_sum() -> torch.Tensor:
 
 def test_gradient_difference_of_the_fixture() -> None:
     # -1.2589325 + 0.3165090
-    kept = cross_entropy_of(*as_batch(RETAIN, RETAIN_LABELS))
+    kept = cross_entropy_of(RETAIN, RETAIN_LABELS)
     loss = grad_diff_loss(*forget_log_probs(), kept, gamma=1.0, alpha=1.0)
     assert float(loss) == pytest.approx(-0.9424235, **CLOSE)
 

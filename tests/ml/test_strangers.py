@@ -8,13 +8,13 @@ from dataclasses import replace
 import pytest
 
 from ml.data.alignment import align
+from ml.data.collate import chosen_log_probs
 from ml.data.dossiers import read_dossier, shared_values
 from ml.data.probes import probe_digests
 from ml.data.records import read_records
 from ml.data.synthetic import Stranger, StrangerFactory, rewrite
 from ml.errors import EmptySequenceError, RecordError
 from ml.methods.calibration import calibrate
-from ml.methods.losses import chosen_log_probs
 from ml.methods.method import UnlearningTask
 from ml.methods.retention import Retention, closeness
 from ml.methods.strangers import Cast, ForgetRows, Preference, forget_rows
