@@ -267,7 +267,8 @@ def _plan(task: UnlearningTask, inputs: _Inputs, spec: UnlearningSpec) -> Plan:
     training: Training = inputs.settings.training
     plan = inputs.method.plan(task, inputs.settings)
     if training.projection != "none":
-        plan = projected(plan, trained_parameters(task.model), training.projection)
+        parameters = trained_parameters(task.model)
+        plan = projected(plan, parameters, training.projection, directions=training.directions)
     if not training.output_layer:
         return plan
     edit = OutputLayerEdit(task, load_model(_base(spec), device=spec.device, dtype=spec.dtype))

@@ -62,7 +62,7 @@ class EnergyOnly:
             kept = retention.chosen(number)
             kept_logits = task.logits(kept, [answer_positions(row) for row in kept])
             retain = retain_hinge(boundary.energies(kept_logits), boundary.retained_margin).mean()
-            back_propagate(backward, forget=settings.energy_weight * forget, retain=settings.energy_weight * retain)
+            back_propagate(backward, forget=settings.energy_weight * forget, retain=[settings.energy_weight * retain])
             return dict(watched(energy_forget=forget, energy_retain=retain))
 
         return Plan(step=step, loop=training.loop())

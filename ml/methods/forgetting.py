@@ -118,27 +118,29 @@ def forgetting_plan(
     retention = _retention(task, training) if alpha != 0.0 else None
 
     def step(number: int, backward: Backward) -> dict[str, Tensor]:
-        if penalty is not None:
-            backward(penalty(number))
+        also = [] if penalty is None else [penalty(number)]
         chosen = turn.at(number)
         if retention is None:
             forget = forget_loss(run_rows(task, rows, chosen))
-            back_propagate(backward, forget=gamma * forget)
+            back_propagate(backward, forget=gamma * forget, retain=also)
             return dict(watched(forget=forget))
         kept = retention.chosen(number)
-        # Whoever tells the two gradients apart needs two graphs.
-        at_once = retain_term == "cross_entropy" and not isinstance(backward, TellsApart)
-        if at_once and _fit_together([rows[i] for i in chosen], kept):
-            batch, retain = run_together(task, rows, chosen, kept)
-            forget = forget_loss(batch)
+        if isinstance(backward, TellsApart):  # a graph for each gradient
+            forget = forget_loss(run_rows(task, rows, chosen))
+            parts = retention.parts(kept, retain_term, backward.directions)
+        elif retain_term == "cross_entropy" and _fit_together([rows[i] for i in chosen], kept):
+            batch, retained = run_together(task, rows, chosen, kept)
+            forget, parts = forget_loss(batch), [retained]
         else:
             forget = forget_loss(run_rows(task, rows, chosen))
-            retain = _retained_loss(retention, number, retain_term)
+            parts = [_retained_loss(retention, number, retain_term)]
+        retain = torch.stack([part.detach() for part in parts]).sum()
+        weight = alpha(number, float(retain)) if callable(alpha) else alpha
+        weighed = [weight * part for part in parts]
+        # The penalty is no direction of its own: forgetting keeps off retained rows.
+        back_propagate(backward, forget=gamma * forget, retain=[sum(also, start=weighed[0]), *weighed[1:]])
         if not callable(alpha):
-            back_propagate(backward, forget=gamma * forget, retain=alpha * retain)
             return dict(watched(forget=forget, retain=retain))
-        weight = alpha(number, float(retain.detach()))
-        back_propagate(backward, forget=gamma * forget, retain=weight * retain)
         return dict(watched(forget=forget, retain=retain, retain_weight=torch.tensor(weight, dtype=torch.float64)))
 
     return Plan(step=step, loop=training.loop())

@@ -50,7 +50,8 @@ class Training:
     question of the model: a block that it does not have is refused.
 
     layer_share: of those layers, the share that gets an adapter, by `ml.methods.attribution`; 1 is all of them.
-    projection: whether forgetting keeps off the retained gradient, and by which product (`ml.methods.projection`).
+    projection: whether forgetting keeps off the retained gradients, and by which product (`ml.methods.projection`).
+    directions: into how many parts the retained rows of a step are divided, each of which the projection keeps off.
     output_layer: whether the output layer is edited too, after the last step (`ml.methods.output_layer`); it needs the
         base model.
     """
@@ -70,11 +71,14 @@ class Training:
     part: Part = "all"
     layer_share: float = 1.0
     projection: Projection = "none"
+    directions: int = 1
     output_layer: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.layer_share <= 1:
             raise SpecError("setting training.layer_share must lie above 0 and not above 1")
+        if self.directions < 1 or (self.directions > 1 and self.projection == "none"):
+            raise SpecError("setting training.directions is at least 1; more than one needs training.projection")
 
     def loop(self) -> LoopSettings:
         """Settings of the training loop."""
@@ -180,7 +184,10 @@ class SharesSteps(Protocol):
 
 @runtime_checkable
 class TellsApart(Protocol):
-    """A `Backward` that treats the gradient of what forgets differently from all others."""
+    """A `Backward` that treats the gradient of what forgets differently from all others, and would have what retains in
+    `directions` parts."""
+
+    directions: int
 
     def __call__(self, loss: Tensor) -> None:
         """Add the gradient of a loss that retains."""
@@ -191,14 +198,18 @@ class TellsApart(Protocol):
         ...
 
 
-def back_propagate(backward: Backward, *, forget: Tensor, retain: Tensor | None = None) -> None:
-    """Add the gradients of a step's losses, weighed already, in one pass unless `backward` tells the two apart."""
+def back_propagate(backward: Backward, *, forget: Tensor, retain: Sequence[Tensor] = ()) -> None:
+    """Add the gradients of a step's losses, weighed already, in one pass unless `backward` tells them apart.
+
+    Args:
+        retain: the retained loss, or the parts of which it is the sum.
+    """
     if isinstance(backward, TellsApart):
         backward.forget(forget)
-        if retain is not None:
-            backward(retain)
+        for part in retain:
+            backward(part)
         return
-    backward(forget if retain is None else forget + retain)
+    backward(sum(retain, start=forget))
 
 
 def refuse_unless_above_zero(**settings: float) -> None:

@@ -10,7 +10,7 @@ import random
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Final
+from typing import Final, Literal
 
 import torch
 from torch import Tensor
@@ -107,9 +107,24 @@ class Retention:
 
     def cross_entropy(self, step: int) -> Tensor:
         """Mean -log p of the right answers' tokens of one step, without a pass of the model before deletion."""
-        rows = self.chosen(step)
+        return self._cross_entropy(self.chosen(step))
+
+    def parts(
+        self, rows: Sequence[EncodedText], term: Literal["cross_entropy", "divergence"], count: int
+    ) -> list[Tensor]:
+        """The retained loss of `rows` as a sum of `count` losses, of as many rows each (fewer where rows are fewer)."""
+        groups = [rows[first::count] for first in range(min(count, len(rows)))]
+        tokens = [sum(len(answer_positions(row)) for row in group) for group in groups]
+        loss = self._cross_entropy if term == "cross_entropy" else self._divergence
+        return [loss(group) * (own / sum(tokens)) for group, own in zip(groups, tokens, strict=True)]
+
+    def _cross_entropy(self, rows: Sequence[EncodedText]) -> Tensor:
         logits = self.task.logits(rows, [answer_positions(row) for row in rows])
         return cross_entropy_of(logits, _labels(rows).to(logits.device))
+
+    def _divergence(self, rows: Sequence[EncodedText]) -> Tensor:
+        positions = [answer_positions(row) for row in rows]
+        return divergence(self.task.reference_logits(rows, positions), self.task.logits(rows, positions)).mean()
 
     def cross_entropy_before(self) -> float:
         """Mean -log p of the tokens of every retained answer under the model before deletion, in nats."""

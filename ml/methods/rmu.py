@@ -108,7 +108,7 @@ class Rmu:
                 before, _ = _deciding(model, kept, block)
             states, mask = _deciding(task.model, kept, block)
             retain = state_distance(states, before, mask)
-            back_propagate(backward, forget=settings.gamma * forget, retain=settings.alpha * retain)
+            back_propagate(backward, forget=settings.gamma * forget, retain=[settings.alpha * retain])
             return dict(watched(forget=forget, retain=retain))
 
         return Plan(step=step, loop=training.loop())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,16 +16,16 @@ from torch import Tensor, nn
 from ml.data.collate import EncodedText, encode_records, label_log_probs
 from ml.data.records import read_records, write_records
 from ml.documents import Json, read
-from ml.errors import EmptySetError, RunStoppedError, SpecError
+from ml.errors import EmptySetError, NonFiniteError, RunStoppedError, SpecError
 from ml.loop import Backward, LoopSettings, train
 from ml.methods import METHODS
 from ml.methods.attribution import attributed_layers, attribution_scores, highest
-from ml.methods.forgetting import forgetting_plan, run_rows
+from ml.methods.forgetting import RetainTerm, forgetting_plan, run_rows
 from ml.methods.ga import ga_loss
 from ml.methods.gs_lora import adapter_groups, bounded_ascent_loss, drop_small, group_norm
 from ml.methods.iau import influence_step
 from ml.methods.method import Plan, Training, UnlearningTask, back_propagate
-from ml.methods.projection import flat_gradients, projected, without_component
+from ml.methods.projection import flat_gradients, projected, without_components
 from ml.methods.ssd import dampened
 from ml.methods.sweeps import mean_gradients, mean_squared_gradients
 from ml.models.adapters import attach_adapter, base_parameters, trained_parameters
@@ -87,22 +88,33 @@ def test_the_component_along_the_retained_gradient_is_taken_out(
     expected: tuple[float, ...],
 ) -> None:
     metric = None if denominator is None else vector(*denominator)
-    found = without_component(vector(*forget), vector(*retain), metric)
+    found = without_components(vector(*forget), vector(*retain)[None], metric)
     assert found.tolist() == pytest.approx(expected, abs=1e-6)
     update = found if metric is None else found / metric
     assert float(update @ vector(*retain)) == pytest.approx(0.0, abs=1e-6)
 
 
-@given(st.integers(0, 2**31 - 1), st.booleans())
-def test_a_projected_update_never_meets_the_retained_gradient_and_projecting_twice_changes_nothing(
-    seed: int, weighed: bool
+@given(st.integers(0, 2**31 - 1), st.integers(1, 5), st.booleans())
+def test_a_projected_update_never_meets_a_retained_gradient_and_projecting_twice_changes_nothing(
+    seed: int, directions: int, weighed: bool
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
-    forget, retain = torch.randn(2, 12, generator=generator, dtype=torch.float64)
+    forget, *retain = torch.randn(1 + directions, 12, generator=generator, dtype=torch.float64)
     metric = torch.rand(12, generator=generator, dtype=torch.float64) + 0.1 if weighed else None
-    once = without_component(forget, retain, metric)
-    assert float((once if metric is None else once / metric) @ retain) == pytest.approx(0.0, abs=1e-9)
-    assert torch.allclose(without_component(once, retain, metric), once, atol=1e-9)
+    once = without_components(forget, torch.stack(retain), metric)
+    update = once if metric is None else once / metric
+    for direction in retain:
+        assert float(update @ direction) == pytest.approx(0.0, abs=1e-8)
+    assert torch.allclose(without_components(once, torch.stack(retain), metric), once, atol=1e-8)
+
+
+def test_several_directions_take_more_out_than_their_sum_and_a_dependent_one_takes_nothing_more() -> None:
+    first, second, forget = vector(1.0, 0.0, 0.0), vector(0.0, 1.0, 0.0), vector(3.0, 4.0, 5.0)
+    assert without_components(forget, torch.stack([first, second])).tolist() == pytest.approx([0, 0, 5])
+    # of the sum (1, 1, 0) alone: (3, 4, 5) - 7 / 2 * (1, 1, 0)
+    assert without_components(forget, (first + second)[None]).tolist() == pytest.approx([-0.5, 0.5, 5])
+    again = torch.stack([first, 2 * first, first + 1e-9 * second])
+    assert without_components(forget, again).tolist() == pytest.approx([0, 4, 5], abs=1e-8)
 
 
 class Pair(nn.Module):
@@ -119,7 +131,7 @@ def linear_plan(pair: Pair, forget: tuple[float, float], retain: tuple[float, fl
         return (of[0] * pair.first + of[1] * pair.second).sum()
 
     def step(_number: int, backward: Backward) -> Mapping[str, Tensor]:
-        back_propagate(backward, forget=slope(forget), retain=slope(retain))
+        back_propagate(backward, forget=slope(forget), retain=[slope(retain)])
         return {}
 
     return Plan(step=step, loop=LOOP)
@@ -156,7 +168,8 @@ def test_the_adam_product_divides_by_what_the_optimiser_will_divide_by() -> None
     for parameter in parameters:
         parameter.grad = None
     plan.step(1, Tensor.backward)
-    expected = without_component(vector(3.0, 4.0), vector(1.0, 1.0), vector(0.5, 1.5)) + vector(1.0, 1.0)
+    retain = vector(1.0, 1.0)
+    expected = without_components(vector(3.0, 4.0), retain[None], vector(0.5, 1.5)) + retain
     assert flat_gradients(parameters).tolist() == pytest.approx(expected.tolist(), abs=1e-6)
 
 
@@ -213,11 +226,70 @@ def test_a_projected_forget_gradient_leaves_the_retained_loss_of_a_real_model_wh
     assert float(cosine(followed, forget, dim=0)) > 0
 
 
+@pytest.mark.parametrize("term", ["cross_entropy", "divergence"])
+def test_the_parts_of_a_retained_loss_add_up_to_it_and_forgetting_keeps_off_every_one(
+    task: UnlearningTask, term: RetainTerm
+) -> None:
+    parameters = trained_parameters(task.model)
+    plan = forgetting_plan(
+        task, TRAINING, lambda batch: ga_loss(*batch.log_probs()), alpha=lambda number, loss: 0.5, retain_term=term
+    )
+    assert plan.step is not None
+
+    def gradient(directions: int) -> tuple[Tensor, float]:
+        for parameter in parameters:
+            parameter.grad = None
+        watched = plan.step(0, _Only("retain", directions))
+        return flat_gradients(parameters), float(watched["retain"])
+
+    whole, loss = gradient(1)
+    for directions in (2, 4, 99):
+        found, same = gradient(directions)
+        assert same == pytest.approx(loss, rel=1e-5)
+        assert torch.allclose(found, whole, atol=1e-5 + 1e-4 * float(whole.abs().max()))
+    followed = {}
+    for directions in (1, 4):
+        for parameter in parameters:
+            parameter.grad = None
+        wrapped = projected(plan, parameters, "euclidean", directions=directions)
+        wrapped.step(0, Tensor.backward)
+        followed[directions] = float((flat_gradients(parameters) - whole).norm())
+    assert 0 < followed[4] < followed[1]
+
+
+def test_a_short_direction_counts_as_much_as_a_long_one() -> None:
+    long, short = vector(1e6, 0.0, 0.0), vector(0.0, 1e-6, 0.0)
+    assert without_components(vector(3.0, 4.0, 5.0), torch.stack([long, short])).tolist() == pytest.approx([0, 0, 5])
+    assert without_components(vector(3.0, 4.0), torch.zeros(2, 2)).tolist() == [3.0, 4.0]
+
+
+def test_a_retained_gradient_that_is_not_finite_ends_the_run_with_its_reason() -> None:
+    pair = Pair()
+    plan = projected(linear_plan(pair, (3.0, 4.0), (math.nan, 1.0)), list(pair.parameters()), "euclidean")
+    with pytest.raises(NonFiniteError, match="step 3"):
+        plan.step(3, Tensor.backward)
+
+
+def test_a_method_that_retains_in_one_part_refuses_several_directions() -> None:
+    pair = Pair()
+    plan = linear_plan(pair, (3.0, 4.0), (1.0, 1.0))
+    step = projected(plan, list(pair.parameters()), "euclidean", directions=2).step
+    with pytest.raises(SpecError, match=r"training\.directions"):
+        step(0, Tensor.backward)
+
+
+def test_directions_without_a_projection_are_refused() -> None:
+    assert replace(TRAINING, projection="adam", directions=4).directions == 4
+    for wrong in ({"directions": 2}, {"directions": 0, "projection": "euclidean"}):
+        with pytest.raises(SpecError, match="directions"):
+            replace(TRAINING, **wrong)
+
+
 class _Only:
     """A `Backward` that follows one of the two losses."""
 
-    def __init__(self, side: str) -> None:
-        self.side = side
+    def __init__(self, side: str, directions: int = 1) -> None:
+        self.side, self.directions = side, directions
 
     def __call__(self, loss: Tensor) -> None:
         if self.side == "retain":
