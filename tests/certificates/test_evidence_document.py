@@ -21,6 +21,7 @@ from deletion_service.certificates.evidence_document import (
 from ml import decision, reports, specs
 from ml.decision import judge
 from ml.digests import canonical_json
+from ml.policies import load_policy, policy_names
 from ml.reports import EnergyPicture, Histogram, TwinSummary, VerificationReport
 from tests.certificates import forge
 from tests.certificates.test_statement import open_objects, places
@@ -110,7 +111,7 @@ CLASSES = {
     "verdict": decision.Verdict,
 }
 # Members that evidence has which was sealed since they were measured; what was sealed before stays readable.
-LATER = {"relearning", "rocs"}
+LATER = {"report": {"relearning", "rocs"}, "policy": {"value_contests"}}
 # Objects whose members are names that a policy or a library chose.
 MAPS = {"artefacts", "separation", "numbers", "seeds", "environment", "cpu_seconds", "boundary", "losses"}
 
@@ -130,7 +131,7 @@ def test_the_schema_is_valid_closed_everywhere_and_accepts_its_own_example() -> 
 def test_the_schema_knows_every_member_that_is_written_and_no_other(name: str) -> None:
     described = evidence_schema()["$defs"][name]
     assert sorted(described["properties"]) == sorted(f.name for f in fields(CLASSES[name]))
-    assert set(described["properties"]) - set(described["required"]) == (LATER if name == "report" else set())
+    assert set(described["properties"]) - set(described["required"]) == LATER.get(name, set())
 
 
 def test_no_object_of_the_schema_goes_without_a_class() -> None:
@@ -157,6 +158,14 @@ def test_what_is_sealed_follows_the_schema_passed_or_failed_with_or_without_a_ru
     for name, options in {"passed": {}, "failed": {"leaking": True}, "no-run": {"run": False}}.items():
         validate_evidence(json.loads(forge.certificate_set(tmp_path / name, **options).evidence))  # type: ignore[arg-type]
     validate_evidence(written(pictured()))
+
+
+@pytest.mark.parametrize("name", policy_names())
+def test_evidence_under_every_policy_that_comes_with_the_product_follows_the_schema(name: str) -> None:
+    policy = load_policy(name)
+    content = evidence_bytes(target="tgt_01", policy=policy, report=passing_report(policy), unlearning=None)
+    validate_evidence(json.loads(content))
+    assert read_evidence(content).policy == policy
 
 
 def test_an_attempt_that_measured_nothing_can_be_sealed() -> None:
@@ -197,7 +206,7 @@ def test_every_member_is_needed_and_none_may_be_added() -> None:
             parent, other = parent[key], other[key]
         del parent[place[-1]]
         other["extra"] = 1
-        assert follows(document) == (place in {("report", name) for name in LATER})
+        assert follows(document) == (place in {(part, name) for part, names in LATER.items() for name in names})
         assert not follows(added)
         tried += 1
     assert tried > 150
