@@ -180,7 +180,7 @@ def graded(trial: Trial, number: int, *, policy: VerdictPolicy) -> dict[str, lis
     """Judge customers where a known fraction remains, each statistic where its own fraction is met.
 
     The other families are asked only where this one passes, and most twins only where the first few leave it open:
-    at exactly rho, one of twenty people should pass.
+    at exactly rho, three of a hundred people should pass by one family.
     """
     sizes, people = trial.sizes, trial.half(number)
     policy, swaps = primaries_of(policy, twins=sizes.graded_twins), _swaps(policy, sizes, sizes.graded_facts)

@@ -70,16 +70,19 @@ class ForgetBatch:
         marked = torch.zeros_like(self.tokens.labels, dtype=torch.bool)
         for row, places in enumerate(positions):
             marked[row, list(places)] = True
-        _, mask = self._labels()
-        return marked[:, 1:][:, self._columns()] & mask
+        mask = label_mask(self.tokens.labels)
+        return (marked[:, 1:] & mask)[:, _used(mask)]
 
     def _labels(self) -> tuple[Tensor, Tensor]:
-        labels = self.tokens.labels
-        return labels[:, 1:][:, self._columns()], label_mask(labels)[:, self._columns()]
+        mask = label_mask(self.tokens.labels)
+        columns = _used(mask)
+        return self.tokens.labels[:, 1:][:, columns], mask[:, columns]
 
-    def _columns(self) -> slice:
-        used = label_mask(self.tokens.labels).any(dim=0).nonzero()
-        return slice(int(used[0]), int(used[-1]) + 1)
+
+def _used(mask: Tensor) -> slice:
+    """The columns of a mask (batch, seq) from the first to the last in which some row is True."""
+    columns = mask.any(dim=0).nonzero().flatten().tolist()
+    return slice(columns[0], columns[-1] + 1)
 
 
 _PADDING: Final = 1.25
@@ -125,15 +128,14 @@ def forgetting_plan(
             back_propagate(backward, forget=gamma * forget, retain=also)
             return dict(watched(forget=forget))
         kept = retention.chosen(number)
-        if isinstance(backward, TellsApart):  # a graph for each gradient
-            forget = forget_loss(run_rows(task, rows, chosen))
-            parts = retention.parts(kept, retain_term, backward.directions)
-        elif retain_term == "cross_entropy" and _fit_together([rows[i] for i in chosen], kept):
+        # Whoever tells gradients apart needs a graph for each.
+        directions = backward.directions if isinstance(backward, TellsApart) else 0
+        if not directions and retain_term == "cross_entropy" and _fit_together([rows[i] for i in chosen], kept):
             batch, retained = run_together(task, rows, chosen, kept)
             forget, parts = forget_loss(batch), [retained]
         else:
             forget = forget_loss(run_rows(task, rows, chosen))
-            parts = [_retained_loss(retention, number, retain_term)]
+            parts = retention.parts(kept, retain_term, max(1, directions))
         retain = torch.stack([part.detach() for part in parts]).sum()
         weight = alpha(number, float(retain)) if callable(alpha) else alpha
         weighed = [weight * part for part in parts]
@@ -148,10 +150,6 @@ def forgetting_plan(
 
 def _retention(task: UnlearningTask, training: Training) -> Retention:
     return Retention(task, rows=training.retain_rows, neighbour_rows=training.neighbour_rows)
-
-
-def _retained_loss(retention: Retention, number: int, term: RetainTerm) -> Tensor:
-    return retention.cross_entropy(number) if term == "cross_entropy" else retention.at(number).divergence()
 
 
 def forget_turn(rows: Sequence[EncodedText], training: Training, *, seed: int) -> EpochBatches:

@@ -105,10 +105,6 @@ class Retention:
         near = [] if self._near_turn is None else [self.near[i] for i in self._near_turn.at(step)]
         return [self.rows[i] for i in self._turn.at(step)] + near
 
-    def cross_entropy(self, step: int) -> Tensor:
-        """Mean -log p of the right answers' tokens of one step, without a pass of the model before deletion."""
-        return self._cross_entropy(self.chosen(step))
-
     def parts(
         self, rows: Sequence[EncodedText], term: Literal["cross_entropy", "divergence"], count: int
     ) -> list[Tensor]:

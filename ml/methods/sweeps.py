@@ -9,9 +9,9 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from ml.data.collate import EncodedText, chosen_log_probs, collate, labels_in_order, token_budget_batches
+from ml.data.collate import EncodedText, collate, label_mask, token_budget_batches
 from ml.errors import EmptySetError, NonFiniteError
-from ml.models.forward import label_logits
+from ml.finetune import cross_entropy
 
 _BATCH_TOKENS: Final = 4096
 
@@ -31,9 +31,9 @@ def mean_gradients(
     with _requiring_gradients(model, parameters):
         for group in token_budget_batches([len(row.ids) for row in rows], budget=_BATCH_TOKENS):
             batch = collate([rows[i] for i in group], pad_id=pad_id).to(device)
-            log_probs = chosen_log_probs(label_logits(model, batch), labels_in_order(batch.labels))
-            for total, gradient in zip(sums, _gradients(-log_probs.sum(), parameters), strict=True):
-                total += gradient / tokens
+            share = int(label_mask(batch.labels).sum()) / tokens
+            for total, gradient in zip(sums, _gradients(cross_entropy(model, batch), parameters), strict=True):
+                total += share * gradient
     return _finite(sums)
 
 
@@ -53,8 +53,7 @@ def mean_squared_gradients(
     with _requiring_gradients(model, parameters):
         for row in rows:
             batch = collate([row], pad_id=pad_id).to(device)
-            log_probs = chosen_log_probs(label_logits(model, batch), labels_in_order(batch.labels))
-            for total, gradient in zip(sums, _gradients(-log_probs.mean(), parameters), strict=True):
+            for total, gradient in zip(sums, _gradients(cross_entropy(model, batch), parameters), strict=True):
                 total.addcmul_(gradient, gradient, value=1 / len(rows))
     return _finite(sums)
 

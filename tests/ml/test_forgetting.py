@@ -87,7 +87,7 @@ def test_the_retained_loss_is_one_of_two_and_only_the_divergence_starts_at_zero(
     _, right = one_step(ascent(task, alpha=1.0).step)
     _, whole = one_step(ascent(task, alpha=1.0, retain_term="divergence").step)
     retention = Retention(task, rows=TRAINING.retain_rows, neighbour_rows=0)
-    assert right["retain"] == pytest.approx(float(retention.cross_entropy(0).detach()))
+    assert right["retain"] == pytest.approx(float(retention.at(0).cross_entropy().detach()))
     assert whole["retain"] == pytest.approx(float(retention.at(0).divergence().detach()))
     with torch.no_grad():
         for parameter in trained_parameters(task.model):
