@@ -74,7 +74,7 @@ FULL: Final = TrialSizes(
         base=Stage(epochs=28, learning_rate=4e-3, rows=32),
         recipes=tuple(Stage(epochs=epochs, learning_rate=3e-3, rows=32, warmup_steps=50) for epochs in (3, 6, 14)),
     ),
-    policy="reference-1",
+    policy="reference-2",
     twins=39,
     swaps=39,
     prompts=96,

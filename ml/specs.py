@@ -384,13 +384,19 @@ def check_budget(budget: RedTeamBudget, *, families: int, alpha: float) -> None:
         )
 
 
+MOST_SWAPS: Final = 1_000
+MOST_TWINS: Final = 10_000
+MOST_PROMPTS: Final = 100_000
+MOST_RELEARNING_EPOCHS: Final = 1_000
+"""More than a test needs. A policy may come with somebody else's evidence: rerunning that must end one day."""
+
+
 def _check_policy(policy: VerdictPolicy) -> None:
     if policy.schema_version != SCHEMA_VERSION:
         raise SpecError(f"verdict policy: schema_version must be {SCHEMA_VERSION}")
     if not 0 < policy.alpha <= 0.05:
         raise SpecError("verdict policy: alpha lies in (0, 0.05]")
-    if policy.swaps < 1 or (policy.value_contests is not None and policy.value_contests < 1):
-        raise SpecError("verdict policy: a fact competes with at least one value")
+    _check_effort(policy)
     if not policy.families or not policy.utility:
         raise SpecError("verdict policy: at least one family and one utility rule; utility catches a collapsed model")
     for family in policy.families:
@@ -402,11 +408,25 @@ def _check_policy(policy: VerdictPolicy) -> None:
         raise SpecError("verdict policy: utility margins are above 0")
 
 
+def _check_effort(policy: VerdictPolicy) -> None:
+    if not 1 <= policy.swaps <= MOST_SWAPS or not 1 <= policy.swaps_for(policy.minimum_facts) <= MOST_SWAPS:
+        raise SpecError(f"verdict policy: a fact competes with 1 to {MOST_SWAPS} values")
+    if policy.value_contests is not None and policy.value_contests < 1:
+        raise SpecError("verdict policy: value_contests is at least 1")
+    if not 1 <= policy.generation_prompts <= MOST_PROMPTS:
+        raise SpecError(f"verdict policy: generation_prompts lies in [1, {MOST_PROMPTS}]")
+    budget = policy.relearning
+    if not 0 < budget.share < 1 or not 0 < budget.learning_rate < math.inf or budget.rank < 1:
+        raise SpecError("verdict policy: relearning needs a share in (0, 1), a learning rate and a rank above 0")
+    if not 1 <= budget.epochs <= MOST_RELEARNING_EPOCHS:
+        raise SpecError(f"verdict policy: relearning takes 1 to {MOST_RELEARNING_EPOCHS} epochs")
+
+
 def _check_family(family: FamilyRule) -> None:
     if not 0 < family.rho < 1 or (family.rho_over is not None and not 0 < family.rho_over < 1):
         raise SpecError(f"verdict policy: family {family.id}: rho and rho_over lie in (0, 1)")
-    if family.twins < 1 or not (family.primary or family.detection) or not family.artefacts:
-        raise SpecError(f"verdict policy: family {family.id} needs twins, an attack and an artefact")
+    if not 1 <= family.twins <= MOST_TWINS or not (family.primary or family.detection) or not family.artefacts:
+        raise SpecError(f"verdict policy: family {family.id} needs 1 to {MOST_TWINS} twins, an attack and an artefact")
     if len({*family.primary, *family.detection}) < len(family.primary) + len(family.detection):
         raise SpecError(f"verdict policy: family {family.id} names an attack twice")
 

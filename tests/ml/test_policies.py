@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -109,7 +110,38 @@ def test_only_reference_policies_may_release_a_model() -> None:
 
 def test_a_policy_that_certificates_name_is_never_edited() -> None:
     assert load_policy("reference-1").sha256 == "c62f78e1d98c798e253e01260c531589bf3fbbd8b668d20d59d5843f33d94272"
+    assert load_policy("reference-2").sha256 == "ca0a749173d99d8d9fc1a65c158788580de5d8a964070051d11a6702b0c29dba"
     assert "value_contests" not in load_policy("reference-1").to_document()
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"swaps": 10**6},
+        {"swaps": 0},
+        {"value_contests": 10**9},
+        {"value_contests": 0},
+        {"minimum_facts": 1, "value_contests": 5000},
+        {"generation_prompts": 10**9},
+        {"generation_prompts": 0},
+        {"relearning": {"epochs": 10**6}},
+        {"relearning": {"epochs": 0}},
+        {"relearning": {"share": 1.0}},
+        {"relearning": {"learning_rate": 0.0}},
+        {"relearning": {"rank": 0}},
+        {"families": {"twins": 10**7}},
+        {"families": {"twins": 0}},
+    ],
+)
+def test_a_policy_that_would_show_nothing_or_never_end_is_refused(changed: dict[str, Any]) -> None:
+    policy = load_policy("reference-2")
+    for name in ("relearning", "families"):
+        if name in changed:
+            part = policy.relearning if name == "relearning" else policy.families[0]
+            whole = replace(part, **changed[name])
+            changed = {name: whole if name == "relearning" else (whole, *policy.families[1:])}
+    with pytest.raises(SpecError, match="verdict policy: "):
+        VerdictPolicy.from_document(replace(policy, **changed).to_document())
 
 
 def test_the_second_reference_policy_asks_for_more_swaps_where_facts_are_few_and_is_the_first_otherwise() -> None:

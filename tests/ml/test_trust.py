@@ -136,7 +136,7 @@ def test_a_family_needs_some_attack_and_names_none_twice() -> None:
     rule = POLICY.families[0]
     none = replace(POLICY, families=(replace(rule, primary=(), detection=()),))
     twice = replace(POLICY, families=(replace(rule, detection=(*rule.detection, *rule.primary)),))
-    for policy, words in ((none, "needs twins, an attack"), (twice, "twice")):
+    for policy, words in ((none, "twins, an attack and an artefact"), (twice, "twice")):
         with pytest.raises(SpecError, match=words):
             VerdictPolicy.from_document(policy.to_document())
 
