@@ -11,9 +11,12 @@ from filelock import FileLock
 from tests.tiny import TinyWorld, tiny_memorised
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def _one_thread() -> Iterator[None]:
-    """Small models train slower on two threads than on one, and other tests run beside them."""
+    """Small models train slower on two threads than on one, and other tests run beside them.
+
+    Before any fixture of the module: bytes of a model are compared with bytes made on as many threads.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
