@@ -148,6 +148,10 @@ StopCheck: TypeAlias = Callable[[], bool]
 CheckpointCallback: TypeAlias = Callable[[Path], None]
 
 
+EXACT_METHOD: Final = "s3t"
+"""The method of a run that deletes from a store of adapters (`ml.exact`); it is planned, not chosen by name."""
+
+
 @dataclass(frozen=True, slots=True)
 class UnlearningSpec:
     """One unlearning run: which model, which records, which method, where the result goes.

@@ -9,6 +9,7 @@ from ml.documents import Stored, read_version
 from ml.reports import Guarantee
 
 GUARANTEE: Final[Guarantee] = "exact_sharded"
+METHOD_VERSION: Final = "1"
 SCHEMA_VERSION: Final = 1
 _NOTES: Final = (
     "Exact with respect to the adapters only: base, tokenizer, settings and the plan were fixed before and are kept; "
