@@ -171,12 +171,14 @@ TRAINING_MANIFEST_IN: Final[dict[str, Any]] = {
     "dataset_sha256": _A,
     "trained_on": "2026-11-01",
     "record_sha256": [_A, _B],
+    "exact_store": "",
 }
 TRAINING_MANIFEST: Final[dict[str, Any]] = {
     "dataset_name": "customers",
     "dataset_sha256": _A,
     "record_count": 2,
     "trained_on": "2026-11-01",
+    "exact_store": "",
 }
 VERSION: Final[dict[str, Any]] = {
     "id": "ver_01kexample0000000000000000",

@@ -109,6 +109,7 @@ class TrainingManifestIn(StrictSerializer):
     record_sha256 = serializers.ListField(
         child=Text(min_length=_DIGEST, max_length=_DIGEST), min_length=1, max_length=MAX_MANIFEST_ENTRIES
     )
+    exact_store = Text(max_length=64, required=False, allow_blank=True, default="")
 
 
 class VerifyIn(StrictSerializer):
@@ -403,6 +404,7 @@ class TrainingManifestOut(serializers.Serializer[Any]):
     dataset_sha256 = serializers.CharField()
     record_count = serializers.IntegerField()
     trained_on = serializers.DateField()
+    exact_store = serializers.CharField()
 
 
 class VersionOut(serializers.Serializer[Any]):

@@ -152,11 +152,15 @@ def record_training_manifest(
     record_digests: Sequence[str],
     trained_on: date,
     actor: str,
+    exact_store: str = "",
 ) -> TrainingManifest:
     """State which records a version learned from (compliance section 10.1); stated once, never changed.
 
+    Args:
+        exact_store: name of the store of stacked adapters (`ml.exact`) below `LETHE_EXACT_STORES` that the version was
+            folded from; a deletion then drops what learned from the records instead of training it away.
     Raises:
-        InvalidInputError: no digests, too many, a malformed one, or a second statement.
+        InvalidInputError: no digests, too many, a malformed one, a malformed name, or a second statement.
     """
     digests = sorted(set(record_digests))
     if not digests or len(digests) > MAX_MANIFEST_ENTRIES:
@@ -165,6 +169,8 @@ def record_training_manifest(
         raise InvalidInputError("a data set name is 1 to 64 letters, digits and . _ -", pointer="/dataset_name")
     if not all(_SHA256.fullmatch(d) for d in [*digests, dataset_sha256]):
         raise InvalidInputError("digests are 64 lower-case hexadecimal digits", pointer="/record_sha256")
+    if exact_store and not _NAME.fullmatch(exact_store):
+        raise InvalidInputError("a store name is 1 to 64 letters, digits and . _ -", pointer="/exact_store")
     if TrainingManifest.objects.filter(version=version).exists():
         raise InvalidInputError(f"{version.pk} has a training manifest already; it cannot be changed")
     manifest = TrainingManifest.objects.create(
@@ -173,6 +179,7 @@ def record_training_manifest(
         dataset_sha256=dataset_sha256,
         record_count=len(digests),
         trained_on=trained_on,
+        exact_store=exact_store,
     )
     TrainingManifestEntry.objects.bulk_create(
         (TrainingManifestEntry(manifest=manifest, record_sha256=digest) for digest in digests), batch_size=2000
@@ -211,8 +218,20 @@ def training_batch(version: ModelVersion, record_ids: Sequence[str]) -> str | No
     return next((version_id for version_id in reversed(lineage) if version_id in found), None)
 
 
-def inherit_manifest(candidate: ModelVersion, *, without: Sequence[str], trained_on: date) -> TrainingManifest | None:
-    """State what an unlearned version still rests on: its parent's records without the forgotten ones."""
+def exact_store(version: ModelVersion) -> str:
+    """Name of the store of adapters that a version was folded from; empty where no manifest names one."""
+    manifest = getattr(version, "training_manifest", None)
+    return "" if manifest is None else manifest.exact_store
+
+
+def inherit_manifest(
+    candidate: ModelVersion, *, without: Sequence[str], trained_on: date, is_exact: bool
+) -> TrainingManifest | None:
+    """State what an unlearned version still rests on: its parent's records without the forgotten ones.
+
+    Args:
+        is_exact: it was folded from its parent's store again; any other method leaves a model that no store made.
+    """
     if candidate.parent is None or not hasattr(candidate.parent, "training_manifest"):
         return None
     parent = candidate.parent.training_manifest
@@ -225,6 +244,7 @@ def inherit_manifest(candidate: ModelVersion, *, without: Sequence[str], trained
             "dataset_sha256": parent.dataset_sha256,
             "record_count": len(kept),
             "trained_on": trained_on,
+            "exact_store": parent.exact_store if is_exact else "",
         },
     )
     if created:

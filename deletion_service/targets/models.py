@@ -86,13 +86,14 @@ class ModelVersion(models.Model):
 
 
 class TrainingManifest(models.Model):
-    """Which data set a version learned from, by digest."""
+    """Which data set a version learned from, by digest, and the store of adapters it was folded from, if it was."""
 
     version = models.OneToOneField(ModelVersion, on_delete=models.PROTECT, related_name="training_manifest")
     dataset_name = models.CharField(max_length=64)
     dataset_sha256 = models.CharField(max_length=64)
     record_count = models.PositiveIntegerField()
     trained_on = models.DateField()
+    exact_store = models.CharField(max_length=64, blank=True, default="")
 
     def __str__(self) -> str:
         return f"{self.version}: {self.record_count} records of {self.dataset_name}"

@@ -48,8 +48,8 @@ def _row(record: Record, person: Stranger) -> dict[str, object]:
     return {**row, "identifiers": [{"type": identifier.type, "value": identifier.value}]}
 
 
-def make_trained_model(world: TinyWorld, name: str = "assistant") -> TrainedModel:
-    """Register the base and the serving version that memorised everybody."""
+def make_trained_model(world: TinyWorld, name: str = "assistant", *, exact_store: str = "") -> TrainedModel:
+    """Register the base and the serving version that memorised everybody, folded from a store or not."""
     for root in (settings.SOURCE_ROOT, settings.REGISTRY_ROOT, settings.WORK_DIR):
         shutil.rmtree(root, ignore_errors=True)
     record_ids = write_source(world)
@@ -77,5 +77,6 @@ def make_trained_model(world: TinyWorld, name: str = "assistant") -> TrainedMode
         record_digests=[record_sha256(record_id) for record_id in record_ids],
         trained_on=date(2026, 11, 1),
         actor="test",
+        exact_store=exact_store,
     )
     return model

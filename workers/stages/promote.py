@@ -16,6 +16,7 @@ from deletion_service.targets.registries import ModelRegistry, open_registry
 from deletion_service.targets.statuses import JobKind
 from ml.digests import model_manifest
 from ml.errors import MlError
+from ml.specs import EXACT_METHOD
 from workers.jobs import Lease
 
 
@@ -40,7 +41,12 @@ def run(lease: Lease) -> None:
         confirm_promotion(promotion)
         forgotten = [record_id for m in sealed_matches(promotion.target) for record_id in m.proven]
         along = spike_in_records(promotion.target)
-        inherit_manifest(promotion.to_version, without=[*forgotten, *along], trained_on=timezone.localdate())
+        inherit_manifest(
+            promotion.to_version,
+            without=[*forgotten, *along],
+            trained_on=timezone.localdate(),
+            is_exact=promotion.evidence.run.method == EXACT_METHOD,
+        )
         owe(JobKind.RETIRE, job.case, target=job.target, run=job.run, round_=job.round)
         lease.finish()
 

@@ -8,15 +8,16 @@ from pathlib import Path
 from django.conf import settings
 
 from deletion_service.certificates.policies import refuse_test_candidate
-from deletion_service.targets.catalogue import register_version
+from deletion_service.targets.catalogue import exact_store, register_version
 from deletion_service.targets.jobs import owe
 from deletion_service.targets.locate import record_found_again, search_again
 from deletion_service.targets.models import ErasureTarget, Job, ModelVersion, UnlearningRun
 from deletion_service.targets.registries import RUN_TAG, open_registry
 from deletion_service.targets.statuses import JobKind, VersionStatus
 from ml.errors import CheckpointError
+from ml.exact.candidate import unlearn_exactly
 from ml.reports import UnlearningReport
-from ml.specs import UnlearningSpec
+from ml.specs import EXACT_METHOD, UnlearningSpec
 from ml.unlearn import TRAINING_PROBES, run_unlearning
 from workers.bridge import PROBES, naming, open_snapshots, seal_set, take_snapshots, unlearning_spec, use_threads
 from workers.checkpoints import Checkpoints
@@ -49,7 +50,7 @@ def run(lease: Lease) -> None:
         spec = unlearning_spec(target, unlearning, refs, output=output, checkpoints=checkpoints.folder)
         use_threads()
         with naming(unlearning.batch.before):
-            report = _unlearn(lease, spec, checkpoints)
+            report = _unlearn(lease, spec, checkpoints, store=exact_store(unlearning.batch.before))
     probes = (checkpoints.folder / TRAINING_PROBES).read_bytes()
     sealed = seal_set(target, unlearning, PROBES, probes)
     _register(lease, unlearning, output, report, checkpoints=checkpoints, probes=sealed)
@@ -61,8 +62,15 @@ def _target_and_run(job: Job) -> tuple[ErasureTarget, UnlearningRun]:
     return job.target, job.run
 
 
-def _unlearn(lease: Lease, spec: UnlearningSpec, checkpoints: Checkpoints) -> UnlearningReport:
-    """Go on from the checkpoint; where this version of the service cannot, begin again."""
+def _unlearn(lease: Lease, spec: UnlearningSpec, checkpoints: Checkpoints, *, store: str) -> UnlearningReport:
+    """Go on from the checkpoint; where this version of the service cannot, begin again.
+
+    A store of adapters keeps its own checkpoints, and its lock keeps a second worker out.
+    """
+    if spec.method == EXACT_METHOD:
+        return unlearn_exactly(
+            spec, Path(settings.EXACT_STORES) / store, on_progress=lease.on_progress, should_stop=lease.should_stop
+        )
     run = partial(
         run_unlearning,
         spec,

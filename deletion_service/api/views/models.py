@@ -157,7 +157,8 @@ class TrainingManifests(View):
     @operation(
         "create_training_manifest",
         "State which records a version learned from",
-        description="Stated once, never changed. Without it no search can tell which versions learned from a person.",
+        description="Stated once, never changed. Without it no search can tell which versions learned from a person. "
+        "`exact_store` names the store of adapters that the version was folded from: deletion is exact then.",
         status=201,
         answer=TrainingManifestOut,
         example=examples.TRAINING_MANIFEST,
@@ -177,6 +178,7 @@ class TrainingManifests(View):
             dataset_sha256=body["dataset_sha256"],
             record_digests=body["record_sha256"],
             trained_on=body["trained_on"],
+            exact_store=body["exact_store"],
             actor=principal_of(request).label,
         )
         location = f"/v1/models/{model_id}/versions/{number}"

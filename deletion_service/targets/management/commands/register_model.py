@@ -35,6 +35,9 @@ class Command(BaseCommand):
         parser.add_argument("--model", type=Path, required=True, help="model directory that did")
         parser.add_argument("--source", required=True, help="name of the training source below LETHE_SOURCE_ROOT")
         parser.add_argument("--alias", default="champion")
+        parser.add_argument(
+            "--exact-store", default="", help="store below LETHE_EXACT_STORES that the model was folded from"
+        )
 
     def handle(self, *args: Any, **options: Any) -> None:
         try:
@@ -82,5 +85,6 @@ def _register(options: dict[str, Any]) -> ModelVersion:
         record_digests=digests,
         trained_on=date.today(),  # noqa: DTZ011 - a calendar day on a document, not a moment
         actor=_ACTOR,
+        exact_store=options["exact_store"],
     )
     return row
