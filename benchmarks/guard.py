@@ -1,6 +1,7 @@
 """What the guard costs while a model answers, and whom it refuses on a reference model.
 
     python -m benchmarks.guard time [--pairs N] [--new-tokens N] [--read-at answer|prefill] [--pooling mean|highest]
+        [--index relative|centred|raw]
     python -m benchmarks.guard refusals --reference DIR --model DIR [--prompts N] [--budget R] [--seed N] ...
 
 `time`: the same prompt is answered with and without the guard, in turns, by an untrained model of the reference shape;
@@ -24,7 +25,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import torch
 
@@ -32,7 +33,7 @@ from ml.command_line import USAGE_ERROR, file_ref
 from ml.data.people import make_world, throw_away_records
 from ml.data.questions import read_bank
 from ml.data.records import read_records
-from ml.energy import auroc
+from ml.energy import EnergyIndex, auroc
 from ml.errors import MlError
 from ml.guard.calibrate import (
     BUDGET,
@@ -132,10 +133,10 @@ def _cpu_seconds(work: Callable[[], Any]) -> float:
 def _time(options: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory() as folder:
         loaded, prompts = untrained(Path(folder), PRESETS["demo"].shape)
-    reading = make_reading(len(loaded.tokenizer), at=options.read_at, pooling=options.pooling)
+    reading = _reading(options, len(loaded.tokenizer))
     found = overhead(loaded, prompts, reading, pairs=options.pairs, new_tokens=options.new_tokens)
     sys.stdout.write(
-        f"guard, {reading.at} {reading.pooling}: {found.mean:+.2%} time per token "
+        f"guard, {reading.at} {reading.pooling} {reading.index}: {found.mean:+.2%} time per token "
         f"({found.lower:+.2%} to {found.upper:+.2%}, {options.pairs} pairs of {options.new_tokens} tokens)\n"
     )
     return 0 if found.upper <= MOST_OVERHEAD else 1
@@ -216,11 +217,15 @@ def shortcomings(candidate: Tried, gold: Tried) -> list[str]:
     return lacking
 
 
+def _reading(options: argparse.Namespace, vocabulary: int) -> Reading:
+    return make_reading(vocabulary, at=options.read_at, pooling=options.pooling, index=options.index)
+
+
 def _refusals(options: argparse.Namespace) -> int:
     paths = ReferencePaths(options.reference)
     asking = make_asking(paths, prompts=options.prompts, seed=options.seed)
     before = load_model(model_ref(paths.model("before")))
-    reading = make_reading(len(before.tokenizer), at=options.read_at, pooling=options.pooling)
+    reading = _reading(options, len(before.tokenizer))
     margins = measure_margins(before, reading, **asking.calibration)
     models = {"candidate": options.model, "gold": paths.model("gold")}
     found = {
@@ -268,7 +273,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     two.add_argument("--seed", type=int, default=0, help="decides strangers and prompts")
     for act in (one, two):
         act.add_argument("--read-at", choices=sorted(TOKENS), default="answer")
-        act.add_argument("--pooling", choices=("mean", "highest"), default="mean")
+        act.add_argument("--pooling", choices=("mean", "highest"), default="highest")
+        act.add_argument("--index", choices=get_args(EnergyIndex), default="relative")
         act.add_argument("--threads", type=int, default=1)
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)

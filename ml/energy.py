@@ -21,7 +21,7 @@ from torch import Tensor
 from ml.data.collate import mean_over_tokens, mean_per_sequence
 from ml.errors import EmptySetError, EnergyNotSeparatingError, NonFiniteError, SpecError
 
-EnergyIndex = Literal["centred", "raw"]
+EnergyIndex = Literal["centred", "raw", "relative"]
 
 RETAINED_QUANTILE: Final = 0.90
 NEVER_SEEN_QUANTILE: Final = 0.50
@@ -36,10 +36,13 @@ class ThinBoundaryWarning(UserWarning):
 def token_energy(
     logits: Tensor, *, vocabulary: int | None = None, temperature: float = 1.0, index: EnergyIndex = "centred"
 ) -> Tensor:
-    """Energy at each position, in nats: `-T * logsumexp((z - c) / T)` with `c` = mean(z) (centred) or 0 (raw).
+    """Energy at each position, in nats: `-T * logsumexp((z - c) / T)` with `c` = mean(z) (centred) or 0 (raw), or
+    `T * logsumexp((z - max(z)) / T)` (relative): by how much the best token's energy lies above that of all together.
 
-    Softmax ignores a constant added to all logits and raw energy does not; the centred index does, and never exceeds
-    `-T * ln(vocabulary)`, which only uniform logits reach.
+    Softmax ignores a constant added to all logits and raw energy does not; the other two do. The centred index never
+    exceeds `-T * ln(vocabulary)`, which only uniform logits reach. The relative index is ours: it lies in [0, T *
+    ln(vocabulary)], is -log of the best token's probability at T = 1, and hears of weaker rivals at T above 1. Centred
+    energy also tells how large logits are, which differs from place to place in a text, whoever it is about.
 
     Args:
         logits: (..., rows), any float dtype; reduced in float32.
@@ -55,6 +58,9 @@ def token_energy(
     if temperature <= 0 or not 0 < size <= rows:
         raise SpecError(f"energy needs a temperature above 0 and a vocabulary of 1 to {rows} rows")
     scores = logits[..., :size].float()
+    if index == "relative":
+        scores = scores - scores.amax(dim=-1, keepdim=True)
+        return temperature * torch.logsumexp(scores / temperature, dim=-1)
     if index == "centred":
         scores = scores - scores.mean(dim=-1, keepdim=True)
     return -temperature * torch.logsumexp(scores / temperature, dim=-1)

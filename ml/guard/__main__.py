@@ -2,8 +2,8 @@
 
     python -m ml.guard calibrate --model DIR (--before DIR | --report FILE) --retain FILE --bank FILE --out FILE
         [--deleted FILE --deleted-out FILE] [--training-probes FILE] [--read-at answer|prefill]
-        [--pooling mean|highest] [--budget R] [--prompts N] [--strangers N] [--seed N] [--device D] [--dtype T]
-        [--threads N]
+        [--pooling mean|highest] [--index relative|centred|raw] [--budget R] [--prompts N] [--strangers N]
+        [--seed N] [--device D] [--dtype T] [--threads N]
     python -m ml.guard try --model DIR --calibration FILE [--new-tokens N] [--device D] [--dtype T] [--threads N]
 
 `calibrate` asks about retained people (`--retain`) and about strangers in their forms, and writes a calibration with
@@ -24,7 +24,7 @@ import random
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, get_args
 
 import torch
 
@@ -32,6 +32,7 @@ from ml.command_line import USAGE_ERROR, file_ref, write_document
 from ml.data.probes import read_probe_digests
 from ml.data.questions import read_bank
 from ml.data.records import read_records, refuse_overlap
+from ml.energy import EnergyIndex
 from ml.errors import DigestMismatchError, MlError, SpecError
 from ml.guard.calibrate import BUDGET, GuardCalibration, Margins, calibrate, measure_margins, try_deleted
 from ml.guard.prompts import PromptSet, prompts_about, strangers_like
@@ -58,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _calibrate(options: argparse.Namespace) -> int:
     loaded = _load(options, options.model)
-    reading = make_reading(len(loaded.tokenizer), at=options.read_at, pooling=options.pooling)
+    reading = _reading(options, len(loaded.tokenizer))
     if (options.deleted is None) != (options.deleted_out is None):
         raise SpecError("--deleted and --deleted-out belong together: rates of deleted people have a file of their own")
     if options.deleted_out is not None and options.deleted_out.resolve() == options.out.resolve():
@@ -79,6 +80,17 @@ def _calibrate(options: argparse.Namespace) -> int:
     write_document(options.out, found.to_document())
     sys.stdout.write(calibration_table(found))
     return 0 if found.status == "calibrated" else NOT_CALIBRATED
+
+
+def _reading(options: argparse.Namespace, vocabulary: int) -> Reading:
+    """What was asked for; where nothing was, the best that the kind of margins allows."""
+    stored = options.report is not None
+    return make_reading(
+        vocabulary,
+        at=options.read_at,
+        pooling=options.pooling or ("mean" if stored else "highest"),
+        index=options.index or ("centred" if stored else "relative"),
+    )
 
 
 def _load(options: argparse.Namespace, directory: Path) -> LoadedModel:
@@ -174,7 +186,8 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--training-probes", type=Path, help="digests of the texts that the deletion made up")
     one.add_argument("--out", type=Path, required=True, help="file for the calibration")
     one.add_argument("--read-at", choices=sorted(TOKENS), default="answer", help="which logits the score is read from")
-    one.add_argument("--pooling", choices=("mean", "highest"), default="mean", help="highest needs --before")
+    one.add_argument("--pooling", choices=("mean", "highest"), help="highest, the default with --before, needs it")
+    one.add_argument("--index", choices=get_args(EnergyIndex), help="relative, the default with --before, needs it")
     one.add_argument("--budget", type=float, default=BUDGET, help="share of retained prompts that may be refused")
     one.add_argument("--prompts", type=int, default=500, help="at most so many of each group and wording")
     one.add_argument("--strangers", type=int, default=1, help="drawn for each retained person")

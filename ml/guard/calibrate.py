@@ -301,7 +301,10 @@ def _refuse_unlike(reading: Reading, margins: Margins) -> None:
         raise SpecError(f"a reading at {reading.at} pools {TOKENS[reading.at]} tokens")
     ours = (reading.index, reading.temperature, reading.vocabulary)
     if ours != (margins.index, margins.temperature, margins.vocabulary):
-        raise SpecError("the margins are of another index, temperature or vocabulary than the reading")
+        raise SpecError(
+            "the margins are of another index, temperature or vocabulary than the reading; a run stores those of the "
+            "centred index, others are measured on the model before deletion"
+        )
     if reading.pooling != "mean" and margins.source == "stored":
         raise SpecError(
             "stored margins are mean energies; measure margins of this reading on the model before deletion"

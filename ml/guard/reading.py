@@ -28,6 +28,8 @@ ReadAt: TypeAlias = Literal["prefill", "answer"]
 Pooling: TypeAlias = Literal["mean", "highest"]
 TOKENS: Final = {"prefill": 1, "answer": 8}
 """Logit vectors that each reading pools: the one after the prompt, or those of the first 8 answer tokens."""
+RELATIVE_TEMPERATURE: Final = 1.5
+"""For the relative index: on a reference model it told known from unknown best among 1, 1.5, 2 and 3."""
 _BATCH_TOKENS: Final = 4096
 
 
@@ -35,9 +37,10 @@ _BATCH_TOKENS: Final = 4096
 class Reading:
     """Where a score is read and by which index; `tokens` logit vectors are pooled, fewer where an answer ends.
 
-    Energy is that of `ml.energy.token_energy`: nats, higher means more foreign. `mean` is the rule of the method's
-    sources. `highest` is ours: an answer about a stranger is as fluent as any other but for the token at which a value
-    begins, and a mean over 8 tokens dilutes that one.
+    Energy is that of `ml.energy.token_energy`: nats, higher means more foreign. `mean` of the centred index is the rule
+    of the method's sources. `highest` and the relative index are ours: an answer about a stranger is as fluent as any
+    other but for the token at which a value begins. A mean over 8 tokens dilutes that one, and the centred index hears
+    at each place how large logits are there, whoever it is about.
     """
 
     at: ReadAt
@@ -57,11 +60,17 @@ def make_reading(
     vocabulary: int,
     *,
     at: ReadAt = "answer",
-    pooling: Pooling = "mean",
-    index: EnergyIndex = "centred",
-    temperature: float = 1.0,
+    pooling: Pooling = "highest",
+    index: EnergyIndex = "relative",
+    temperature: float | None = None,
 ) -> Reading:
-    """A reading of the length that belongs to `at`; `vocabulary` is the tokenizer's, padded rows left out."""
+    """A reading of the length that belongs to `at`; `vocabulary` is the tokenizer's, padded rows left out.
+
+    The defaults are the reading that tells known from unknown best; their margins are measured on the model before the
+    deletion. Margins that an unlearning run stored are mean energies by the centred index at temperature 1.
+    """
+    if temperature is None:
+        temperature = RELATIVE_TEMPERATURE if index == "relative" else 1.0
     return Reading(at, TOKENS[at], pooling, index, temperature, vocabulary)
 
 

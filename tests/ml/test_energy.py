@@ -39,6 +39,9 @@ def calibrated(retained: torch.Tensor, never_seen: torch.Tensor) -> EnergyBounda
         ({"index": "raw"}, [-2.3423496, -3.1755154], [-3.1392063, -2.4938117]),
         ({"index": "raw", "temperature": 2.0}, [-3.4486871, -4.0293499], None),
         ({"index": "centred"}, [-1.9673496, -2.6755154], [-2.3892063, -1.7438117]),
+        # The best logits are 2 and 3: 2.3423496 - 2 and 3.1755154 - 3; at T = 2, 3.4486871 - 2 and 4.0293499 - 3.
+        ({"index": "relative"}, [0.3423496, 0.1755154], None),
+        ({"index": "relative", "temperature": 2.0}, [1.4486871, 1.0293499], None),
     ],
 )
 def test_energies_of_the_fixture(options: dict, forget: list[float], retain: list[float] | None) -> None:
@@ -50,6 +53,19 @@ def test_energies_of_the_fixture(options: dict, forget: list[float], retain: lis
 def test_a_constant_moves_raw_energy_and_leaves_centred_energy_alone() -> None:
     assert token_energy(FORGET + 5, index="raw").tolist() == pytest.approx([-7.3423496, -8.1755154], **CLOSE)
     assert token_energy(FORGET + 5).tolist() == pytest.approx(token_energy(FORGET).tolist(), abs=1e-5)
+
+
+@given(LOGITS, st.floats(0.5, 4), st.floats(-20, 20))
+def test_relative_energy_is_how_sure_the_best_token_is_whatever_is_added_to_all_logits(
+    values: list[float], temperature: float, constant: float
+) -> None:
+    logits = torch.tensor(values)
+    found = token_energy(logits, index="relative", temperature=temperature)
+    assert -1e-6 <= float(found) <= temperature * math.log(len(values)) + 1e-5
+    moved = token_energy(logits + constant, index="relative", temperature=temperature)
+    assert float(moved) == pytest.approx(float(found), abs=1e-4)
+    best = torch.log_softmax(logits, dim=-1).max()
+    assert float(token_energy(logits, index="relative")) == pytest.approx(-float(best), abs=1e-5)
 
 
 def test_energy_plus_logit_is_log_probability() -> None:
@@ -76,7 +92,7 @@ def test_only_uniform_logits_reach_the_ceiling() -> None:
 
 def test_padded_vocabulary_rows_do_not_count() -> None:
     padded = torch.cat([FORGET, torch.full((2, 3), 50.0)], dim=-1)
-    for index in ("raw", "centred"):
+    for index in ("raw", "centred", "relative"):
         expected = token_energy(FORGET, index=index)
         assert token_energy(padded, vocabulary=4, index=index).tolist() == pytest.approx(expected.tolist(), **CLOSE)
 

@@ -44,7 +44,7 @@ from ml.guard.calibrate import (
     try_deleted,
 )
 from ml.guard.prompts import PromptSet, prompts_about, strangers_like
-from ml.guard.reading import Reading, Watch, left_padded, make_reading, prompt_ids, prompt_scores
+from ml.guard.reading import RELATIVE_TEMPERATURE, Reading, Watch, left_padded, make_reading, prompt_ids, prompt_scores
 from ml.guard.refusal import WORDING, Guard
 from ml.models.load import LoadedModel, load_model
 from ml.wording import check_wording
@@ -190,13 +190,16 @@ def test_scores_of_the_fixture_are_the_mean_or_the_highest_of_its_energies() -> 
     steps = FORGET.unsqueeze(0)  # one row, two steps
     expected = {("raw", "mean"): -2.7589325, ("raw", "highest"): -2.3423496}
     expected |= {("centred", "mean"): -2.3214325, ("centred", "highest"): -1.9673496}
+    expected |= {("relative", "mean"): 0.2589325, ("relative", "highest"): 0.3423496}
     for (index, pooling), score in expected.items():
-        how = make_reading(4, index=index, pooling=pooling)
+        how = make_reading(4, index=index, pooling=pooling, temperature=1.0)
         assert float(how.pooled(steps)) == pytest.approx(score, abs=1e-6)
         moved = score - 5 if index == "raw" else score
         assert float(how.pooled(steps + 5)) == pytest.approx(moved, abs=1e-5)
     padded = torch.cat([steps, torch.full((1, 2, 3), 50.0)], dim=-1)  # rows of the model that stand for no token
-    assert float(make_reading(4).pooled(padded)) == pytest.approx(-2.3214325, abs=1e-6)
+    centred = make_reading(4, index="centred", pooling="mean")
+    assert float(centred.pooled(padded)) == pytest.approx(-2.3214325, abs=1e-6)
+    assert make_reading(4).temperature == RELATIVE_TEMPERATURE
 
 
 @pytest.mark.parametrize("at", ["prefill", "answer"])
@@ -224,7 +227,7 @@ def test_the_score_is_the_pooled_energy_of_the_raw_logits_before_each_answer_tok
 def test_a_constant_added_to_all_logits_changes_no_centred_score_and_every_raw_one(
     loaded: LoadedModel, pooling: str
 ) -> None:
-    for index, moved in (("centred", 0.0), ("raw", -7.0)):
+    for index, moved in (("centred", 0.0), ("relative", 0.0), ("raw", -7.0)):
         how = reading(loaded, pooling=pooling, index=index)
         before = prompt_scores(loaded, [SHORT, LONG], how)
         with edited_logits(loaded, lambda logits, _: logits + 7.0):

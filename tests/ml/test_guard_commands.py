@@ -145,6 +145,7 @@ def test_margins_that_the_threshold_misses_leave_the_guard_off(folder: Path, tmp
         (("--before={folder}/before",), "energy_does_not_separate"),
         (("--report={folder}/report.json", "--prompts=10"), "alpha_unattainable"),
         (("--report={folder}/report.json", "--pooling=highest"), "invalid_spec"),
+        (("--report={folder}/report.json", "--index=relative"), "invalid_spec"),
         (("--report={folder}/report.json", "--deleted={folder}/retain.jsonl", "--deleted-out=apart"), "sets_overlap"),
         (("--report={folder}/report.json", "--deleted={folder}/deleted.jsonl"), "invalid_spec"),
         (("--report={folder}/report.json", "--strangers=0"), "invalid_spec"),
