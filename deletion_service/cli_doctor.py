@@ -179,6 +179,19 @@ def _directories(settings: Any) -> Iterator[Finding]:
             yield Finding(name, "ok", "writable")
 
 
+def _stores(settings: Any) -> Iterator[Finding]:
+    """Whether this host sees every store of adapters that a training manifest names; only workers need to."""
+    from deletion_service.targets.models import TrainingManifest
+
+    named = TrainingManifest.objects.exclude(exact_store="").values_list("exact_store", flat=True).distinct()
+    for name in sorted(named):
+        if (Path(settings.EXACT_STORES) / name).is_dir():
+            yield Finding(f"store {name}", "ok", "there")
+        else:
+            next_step = "mount it below LETHE_EXACT_STORES where workers run; elsewhere it is not needed"
+            yield Finding(f"store {name}", "warning", "not on this host", next_step)
+
+
 def _queue(settings: Any) -> Iterator[Finding]:
     if not settings.REDIS_URL:
         yield Finding("queue", "ok", "embedded runner: python manage.py run_jobs")
@@ -247,6 +260,7 @@ _CHECKS: Final[tuple[Callable[[Any], Iterator[Finding]], ...]] = (
     _keys,
     _key_store,
     _directories,
+    _stores,
     _queue,
     _mail,
     _policy,

@@ -137,6 +137,13 @@ class RegistryError(DomainError):
     kind: ClassVar[Kind] = "unavailable"
 
 
+class StoreUnavailableError(DomainError):
+    """A store of adapters is in use, or not on the host that needs it."""
+
+    code = "exact_store_unavailable"
+    kind: ClassVar[Kind] = "unavailable"
+
+
 class AliasConflictError(RegistryError):
     """The alias does not point where promotion expected; somebody moved it."""
 

@@ -31,6 +31,12 @@ class SpecError(MlError):
     code = "invalid_spec"
 
 
+class StoreInUseError(SpecError):
+    """Another command is at work in a store of adapters; it can be tried again."""
+
+    code = "store_in_use"
+
+
 class UnattainableError(MlError):
     """A test was asked for at a level that its number of twins cannot reach; it would only cost time."""
 
@@ -89,6 +95,12 @@ class UnknownRecordError(MlError):
     """A record is to be deleted that nothing here was trained on."""
 
     code = "record_unknown"
+
+
+class ExactImpossibleError(MlError):
+    """A store of adapters cannot make an exact candidate for this model and these records; nothing was changed."""
+
+    code = "exact_impossible"
 
 
 class DeletionIncompleteError(MlError):

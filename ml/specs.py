@@ -149,7 +149,7 @@ CheckpointCallback: TypeAlias = Callable[[Path], None]
 
 
 EXACT_METHOD: Final = "s3t"
-"""The method of a run that deletes from a store of adapters (`ml.exact`); it is planned, not chosen by name."""
+"""The method of a report on a candidate that a store of adapters made (`ml.exact`); it is preferred, not chosen."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,9 +17,11 @@ from django.test import Client
 from deletion_service.access.keys import revoke_key
 from deletion_service.cli import main
 from deletion_service.requests.models import ErasureRequest
+from deletion_service.targets.models import TrainingManifest
 from deletion_service.terminal import FAILED_CHECK, OK, REFUSED, UNREACHABLE, USAGE
 from tests.cast import ALICE
 from tests.doors import Machine
+from tests.world import make_model
 
 pytestmark = pytest.mark.django_db
 BODY = {"identifiers": [{"type": "email", "value": ALICE.value}], "upstream_id": "case-1"}
@@ -193,6 +195,17 @@ def test_a_readable_key_a_missing_key_and_a_closed_directory_are_named(
     found = checks(capsys, expect=FAILED_CHECK)
     assert found["key encryption key"] == found["log key"] == ["failed"]
     assert found["registry"] == ["warning"]
+
+
+def test_a_store_of_adapters_that_a_manifest_names_is_looked_for(
+    healthy: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_model()
+    TrainingManifest.objects.update(exact_store="customers")
+    healthy.EXACT_STORES = str(tmp_path / "stores")
+    assert checks(capsys, expect=OK)["store customers"] == ["warning"]
+    (tmp_path / "stores" / "customers").mkdir(parents=True)
+    assert checks(capsys, expect=OK)["store customers"] == ["ok"]
 
 
 @pytest.mark.parametrize(

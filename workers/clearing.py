@@ -21,6 +21,7 @@ from deletion_service.targets.registries import Probe, open_registry
 from deletion_service.targets.sources import ErasureAction, open_source
 from deletion_service.targets.statuses import TargetStatus, VersionStatus
 from workers.jobs import Lease
+from workers.stores import clear_stores
 
 # A candidate with the bytes of a version that is in use is that version, and stays.
 _REJECTED = (VersionStatus.CANDIDATE, VersionStatus.RETIRED)
@@ -37,9 +38,10 @@ class Cleared:
 
 def clear(lease: Lease, target: ErasureTarget) -> Cleared:
     """1. Search again by the sealed identifiers and count versions again.  2. Erase and probe rows.
-    3. Retire and probe weights, unless a version is unaccounted for: people decide on that first.
+    3. Drop the person from stores of adapters.  4. Retire and probe weights, unless a version is unaccounted for:
+    people decide on that first.
 
-    The weights of a target that is not released stay, but for its candidates.
+    Stores and weights of a target that is not released stay, but for its candidates.
     """
     matches = search_again(target)
     with lease.fenced():
@@ -49,6 +51,7 @@ def clear(lease: Lease, target: ErasureTarget) -> Cleared:
     sources = {m.source: _erase_rows(target, m) for m in matches if m.proven}
     if target.status in _RELEASE:
         _erase_spike_in(target)
+        clear_stores(target)
     retire_unregistered(target)
     doomed = [] if _is_unaccounted(target) else _doomed(target)
     return Cleared(sources, {version.pk: _retire(version) for version in doomed})

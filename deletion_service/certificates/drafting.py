@@ -181,13 +181,13 @@ def _named(version: ModelVersion) -> ModelBefore:
 def _method(run: UnlearningRun) -> MethodFacts:
     report = None if run.report is None else UnlearningReport.from_document(run.report)
     return MethodFacts(
-        name=run.method,
+        name=report.method if report else run.method,
         version=report.method_version if report else "not-run",
         guarantee=report.guarantee if report else "unchanged",
         code_digest=f"sha256:{report.code_sha256}" if report else None,
         config_digest=f"sha256:{report.config_sha256}" if report else None,
         image_digest=settings.IMAGE_DIGEST or None,
-        seeds=(run.seed,),
+        seeds=(str(report.seed) if report else run.seed,),
     )
 
 

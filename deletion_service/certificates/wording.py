@@ -40,8 +40,9 @@ _FAMILIES: Final[Mapping[str, str]] = {
 _GUARANTEES: Final[Mapping[Guarantee, str]] = {
     "exact_retrain": "The model was trained again without the records in scope; nothing is said about models derived "
     "from the old one beyond those listed.",
-    "exact_sharded": "Only the shards that held the records in scope were trained again; choices made from the whole "
-    "data before, such as the tokenizer or settings, were kept.",
+    "exact_sharded": "Only the shards that held the records in scope, and those trained on top of them, were trained "
+    "again without the records; what the model knew before the shards, and choices made from the whole data, such as "
+    "the tokenizer or settings, were kept.",
     "certified_approximate": "The weights were changed by approximate unlearning, not by training again; its "
     "mathematical guarantee holds only under the assumptions of the method.",
     "empirical_approximate": "The weights were changed by approximate unlearning, not by training again without the "

@@ -21,14 +21,13 @@ from deletion_service.requests.models import ErasureRequest
 from deletion_service.requests.payload import open_sealed, seal
 from deletion_service.requests.statuses import RequestStatus
 from deletion_service.targets import lifecycle
-from deletion_service.targets.catalogue import exact_store
 from deletion_service.targets.jobs import owe
 from deletion_service.targets.marks import earlier_attempts
 from deletion_service.targets.models import ErasureBatch, ErasureTarget, ModelVersion, UnlearningRun
 from deletion_service.targets.statuses import JobKind, TargetStatus, VersionStatus
 from ml.decision import unattainable
 from ml.policies import load_policy
-from ml.specs import EXACT_METHOD, seed_commitment
+from ml.specs import seed_commitment
 
 # Reports are canonical JSON, where integers stay below 2^53.
 _SEED_BITS: Final = 52
@@ -192,13 +191,11 @@ def _open_batch(target: ErasureTarget, plan: RunPlan) -> ErasureBatch:
 def _plan_run(batch: ErasureBatch, targets: Sequence[ErasureTarget], plan: RunPlan, *, attempt: int) -> UnlearningRun:
     """Fix seeds, policy and method, seal the verification seed under each request, and owe the job."""
     seed = plan.seed if plan.seed is not None else secrets.randbits(_SEED_BITS)
-    # Exact where the version was made for it. If that did not pass, the adapters are gone: the plan's method is left.
-    is_exact = bool(exact_store(batch.before)) and not batch.runs.exists()
     run = UnlearningRun(
         batch=batch,
         attempt=attempt,
-        method=EXACT_METHOD if is_exact else plan.method,
-        method_settings={} if is_exact else dict(plan.method_settings),
+        method=plan.method,
+        method_settings=dict(plan.method_settings),
         seed=str(seed),
         seed_fixed=plan.seed is not None,
         policy_name=plan.policy_name,
@@ -210,7 +207,7 @@ def _plan_run(batch: ErasureBatch, targets: Sequence[ErasureTarget], plan: RunPl
     for target in targets:
         seal(target.request, DataClass.PAYLOAD, _seed_item(run), str(hidden).encode())
         owe(JobKind.UNLEARN, target.request, target=target, run=run, round_=attempt)
-    trail.record(actor="worker", action="run.planned", obj=run, reason=run.method, request_id=targets[0].request_id)
+    trail.record(actor="worker", action="run.planned", obj=run, reason=plan.method, request_id=targets[0].request_id)
     return run
 
 

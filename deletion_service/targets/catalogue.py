@@ -160,7 +160,8 @@ def record_training_manifest(
         exact_store: name of the store of stacked adapters (`ml.exact`) below `LETHE_EXACT_STORES` that the version was
             folded from; a deletion then drops what learned from the records instead of training it away.
     Raises:
-        InvalidInputError: no digests, too many, a malformed one, a malformed name, or a second statement.
+        InvalidInputError: no digests, too many, a malformed one, a malformed name, another model's store, or a second
+            statement.
     """
     digests = sorted(set(record_digests))
     if not digests or len(digests) > MAX_MANIFEST_ENTRIES:
@@ -169,8 +170,9 @@ def record_training_manifest(
         raise InvalidInputError("a data set name is 1 to 64 letters, digits and . _ -", pointer="/dataset_name")
     if not all(_SHA256.fullmatch(d) for d in [*digests, dataset_sha256]):
         raise InvalidInputError("digests are 64 lower-case hexadecimal digits", pointer="/record_sha256")
-    if exact_store and not _NAME.fullmatch(exact_store):
-        raise InvalidInputError("a store name is 1 to 64 letters, digits and . _ -", pointer="/exact_store")
+    check_store_name(exact_store)
+    if exact_store and TrainingManifest.objects.filter(exact_store=exact_store).exclude(version__model=version.model):
+        raise InvalidInputError("another model has this store; no deletion may change two", pointer="/exact_store")
     if TrainingManifest.objects.filter(version=version).exists():
         raise InvalidInputError(f"{version.pk} has a training manifest already; it cannot be changed")
     manifest = TrainingManifest.objects.create(
@@ -218,10 +220,22 @@ def training_batch(version: ModelVersion, record_ids: Sequence[str]) -> str | No
     return next((version_id for version_id in reversed(lineage) if version_id in found), None)
 
 
+def check_store_name(name: str) -> None:
+    """Raise `InvalidInputError` unless `name` is empty or the name of a directory."""
+    if name and not _NAME.fullmatch(name):
+        raise InvalidInputError("a store name is 1 to 64 letters, digits and . _ -", pointer="/exact_store")
+
+
 def exact_store(version: ModelVersion) -> str:
     """Name of the store of adapters that a version was folded from; empty where no manifest names one."""
     manifest = getattr(version, "training_manifest", None)
     return "" if manifest is None else manifest.exact_store
+
+
+def store_names(model: TrainedModel) -> list[str]:
+    """Names of the stores that versions of `model` were folded from, retired ones too."""
+    rows = TrainingManifest.objects.filter(version__model=model).exclude(exact_store="")
+    return sorted(set(rows.values_list("exact_store", flat=True)))
 
 
 def inherit_manifest(

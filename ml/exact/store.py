@@ -27,7 +27,7 @@ from typing import Final
 
 from ml.digests import canonical_json
 from ml.documents import Stored, read_version
-from ml.errors import DeletionIncompleteError, SpecError
+from ml.errors import DeletionIncompleteError, SpecError, StoreInUseError
 from ml.exact.plan import Plan, longest
 from ml.exact.results import DeletionResult
 from ml.files import sync_directory, write_atomically
@@ -144,14 +144,17 @@ def locked(store: Path) -> Iterator[None]:
     """Keep other commands off `store` until the block of code ends; a crash lets go of it.
 
     Raises:
-        SpecError: another command is at work in it, or `store` holds a link: what lies behind would not be deleted.
+        StoreInUseError: another command is at work in it.
+        SpecError: `store` holds a link: what lies behind would not be deleted.
     """
     _refuse_links(store)
     with os.fdopen(os.open(store / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "r+") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as exc:
-            raise SpecError("another command is at work in this store; stop it or wait, then run this again") from exc
+            raise StoreInUseError(
+                "another command is at work in this store; stop it or wait, then run this again"
+            ) from exc
         yield
 
 
@@ -167,6 +170,23 @@ def opened(store: Path) -> Iterator[ExactManifest]:
         manifest = read_manifest(store)
         finish(store, manifest)
         yield manifest
+
+
+def copy_store(store: Path, trial: Path) -> ExactManifest:
+    """Copy manifest, adapters and results of `store` to `trial`, whole or not at all; what is there is replaced."""
+    with opened(store) as manifest:
+        partial = trial.with_name(f"{trial.name}.partial")
+        for old in (partial, trial):
+            if old.exists():
+                shutil.rmtree(old)
+        partial.mkdir(parents=True)
+        for name in ("adapters", "deletions"):
+            if (store / name).is_dir():
+                shutil.copytree(store / name, partial / name)
+        write_manifest(partial, manifest)
+        partial.rename(trial)
+        sync_directory(trial.parent)
+    return manifest
 
 
 def finish(store: Path, manifest: ExactManifest) -> None:

@@ -114,6 +114,11 @@ def train_exact(
     return manifest
 
 
+def learned_sha256(records: Sequence[Record]) -> str:
+    """Digest of what an adapter learns from `records`, in their order: not of pseudonyms, which differ by snapshot."""
+    return document_sha256([[one.record_id, one.text, one.answer_start] for one in records])
+
+
 def number_of_layers(base: ModelRef) -> int:
     """Blocks of the model at `base`, from its configuration; raises `ModelDirectoryError` where it does not say."""
     try:
@@ -163,8 +168,7 @@ def _described(
 ) -> AdapterEntry:
     """The entry of an adapter as it will be, but for the digest of its bytes."""
     settings, layers = spec.settings, spec.plan.groups[position]
-    # What is learned, and nothing else: pseudonyms of one person differ between snapshots.
-    records_sha256 = document_sha256([[one.record_id, one.text, one.answer_start] for one in records])
+    records_sha256 = learned_sha256(records)
     lineage_sha256 = document_sha256(
         {
             "base": spec.base.manifest_sha256,

@@ -54,9 +54,11 @@ def test_a_model_its_versions_and_what_they_learned_from_are_registered(deployer
     tuned = {"number": 2, "kind": "finetune", "parent": 1, "base": 1, "serving": True}
     second = deployer.post(versions, tuned)
     assert (second.status_code, second.headers["Location"]) == (201, f"{versions}/2")
-    assert deployer.post(f"{versions}/2/training-manifest", MANIFEST).status_code == 201
+    stored = {**MANIFEST, "exact_store": "customers"}
+    assert deployer.post(f"{versions}/2/training-manifest", stored).json()["exact_store"] == "customers"
     shown = deployer.get(f"{versions}/2").json()
     assert (shown["status"], shown["parent"], shown["training_manifest"]["record_count"]) == ("serving", 1, 1)
+    assert shown["training_manifest"]["exact_store"] == "customers"
     assert deployer.get(created.headers["Location"]).json()["serving"] == 2
     assert [v["number"] for v in deployer.get(versions).json()["items"]] == [2, 1]
 

@@ -26,9 +26,7 @@ from ml.errors import (
     RecordError,
     RunStoppedError,
     SpecError,
-    UnknownRecordError,
 )
-from ml.exact.candidate import unlearn_exactly
 from ml.exact.deletion import delete_records
 from ml.exact.orders import cyclic_orders, matched_orders
 from ml.exact.plan import Order, Plan, Slice, layer_groups, person_slice, separate_plan
@@ -40,8 +38,7 @@ from ml.loop import LoopSettings
 from ml.models.load import load_model, model_ref
 from ml.models.save import publish_model
 from ml.models.scratch import train_tokenizer, untrained_llama
-from ml.reports import UnlearningReport
-from ml.specs import EXACT_METHOD, FileRef, ModelRef, Progress, Record, UnlearningSpec
+from ml.specs import ModelRef, Progress, Record
 from tests.tiny import TINY, tiny_world
 
 pytestmark = pytest.mark.slow
@@ -346,9 +343,11 @@ def test_records_that_are_not_those_of_the_plan_are_refused(
     with pytest.raises(RecordError, match="exactly the records"):
         train_exact(place.spec(trained[CYCLIC], plan, everything[1:]))
     first = everything[0]
-    altered = [replace(first, text=f"{first.text} "), *everything[1:]]
-    with pytest.raises(RecordError, match="order 0, position 0 was trained on other records"):
-        train_exact(place.spec(trained[CYCLIC], plan, altered))
+    for changed in (replace(first, text=f"{first.text} "), replace(first, answer_start=first.answer_start - 1)):
+        with pytest.raises(RecordError, match="order 0, position 0 was trained on other records"):
+            train_exact(place.spec(trained[CYCLIC], plan, [changed, *everything[1:]]))
+    renamed = [replace(record, person="somebody") for record in everything]
+    train_exact(place.spec(trained[CYCLIC], plan, renamed))  # what is learned is the same
 
 
 def test_a_deleted_record_is_never_learned_again(
@@ -482,133 +481,3 @@ def test_a_copy_inside_the_store_is_refused(
     with pytest.raises(SpecError, match=r"in the store|exists"):
         write_serving_copy(store, place.base, store / inside)
     assert len(delete_records(store, of(place, 2)).dropped) == 6
-
-
-# --- as a deletion method -----------------------------------------------------------------------------------------
-
-
-def candidate_of(place: Place, store: Path, number: int, folder: Path) -> UnlearningSpec:
-    """Forget one record of a slice; everybody else's, and the slice's others, are retained, by other pseudonyms."""
-    gone = place.records[number][0]
-    renamed = [replace(record, person=f"person-{n}") for n, rows in enumerate(place.records) for record in rows]
-    copies = read_manifest(store).copies
-    folder.mkdir(parents=True, exist_ok=True)
-    return UnlearningSpec(
-        run_id="run_1",
-        model=ModelRef(str(folder / "served"), copies[0].manifest_sha256),
-        forget=write_records(folder / "forget.jsonl", [gone]),
-        retain=write_records(folder / "retain.jsonl", [r for r in renamed if r.record_id != gone.record_id]),
-        neighbours=None,
-        question_bank=FileRef(str(folder / "none.json"), "0" * 64),
-        method=EXACT_METHOD,
-        settings={},
-        seed=0,
-        output_dir=str(folder / "candidate"),
-        checkpoint_dir=str(folder / "checkpoint"),
-        base=place.base,
-    )
-
-
-@pytest.fixture
-def served(place: Place, trained: dict[tuple[Order, ...], Path], tmp_path: Path) -> Path:
-    """A store of which a copy serves."""
-    store = tmp_path / "store"
-    shutil.copytree(trained[CYCLIC], store)
-    write_serving_copy(store, place.base, tmp_path / "served")
-    return store
-
-
-def test_the_candidate_has_the_bytes_of_a_model_that_never_held_the_record(
-    place: Place, served: Path, tmp_path: Path
-) -> None:
-    spec = candidate_of(place, served, 1, tmp_path / "run")
-    report = unlearn_exactly(spec, served)
-    never = tmp_path / "never"
-    train_exact(place.spec(never, stacked(place).without(of(place, 1))))
-    write_serving_copy(never, place.base, tmp_path / "never-served")
-    wanted = model_manifest(tmp_path / "never-served")
-    assert model_manifest(Path(spec.output_dir)) == wanted
-    assert report.candidate_manifest_sha256 == wanted.manifest_sha256 != spec.model.manifest_sha256
-    assert (report.method, report.guarantee) == ("s3t", "exact_sharded")
-    assert (report.forget_records, report.training_probes.count) == (1, 0)
-    assert UnlearningReport.from_document(report.to_document()) == report
-    assert sorted(path.name for path in (tmp_path / "run").rglob("*.jsonl")) == ["forget.jsonl", "retain.jsonl"]
-    # Orders train slices 0 1 2, 2 0 1 and 1 2 0: what comes before slice 1 is kept.
-    kept = {(0, 0), (1, 0), (1, 1)}
-    again = [entry for entry in read_manifest(served).adapters if (entry.order, entry.position) not in kept]
-    assert report.steps == sum(entry.steps for entry in again) > 0
-
-
-def test_a_candidate_that_was_stopped_or_killed_is_finished_and_the_record_is_gone_meanwhile(
-    place: Place, served: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first = candidate_of(place, served, 1, tmp_path / "run")
-    asked = iter(range(10**6))
-    with pytest.raises(RunStoppedError):
-        unlearn_exactly(first, served, should_stop=lambda: next(asked) == 6)
-    gone = place.records[1][0].record_id
-    assert gone not in {record for part in read_manifest(served).plan.slices for record in part.records}
-    assert not Path(first.output_dir).exists()
-    stopped = unlearn_exactly(first, served)
-
-    # Killed after the candidate was published: another worker makes it again, elsewhere.
-    again = unlearn_exactly(replace(first, output_dir=str(tmp_path / "run" / "candidate-2")), served)
-    assert again.candidate_manifest_sha256 == stopped.candidate_manifest_sha256
-    assert (again.steps, again.notes) == (stopped.steps, stopped.notes)
-    assert read_manifest(served).deletions == 1
-
-
-def test_the_next_person_is_deleted_from_the_candidate(place: Place, served: Path, tmp_path: Path) -> None:
-    first = unlearn_exactly(candidate_of(place, served, 1, tmp_path / "first"), served)
-    spec = candidate_of(place, served, 2, tmp_path / "second")
-    others = [r for rows in place.records for r in rows if r.record_id not in of(place, 1, 2)]
-    spec = replace(
-        spec,
-        model=ModelRef(str(tmp_path / "first" / "candidate"), first.candidate_manifest_sha256),
-        retain=write_records(tmp_path / "second" / "left.jsonl", others),
-    )
-    report = unlearn_exactly(spec, served)
-    assert report.candidate_manifest_sha256 != first.candidate_manifest_sha256
-    assert read_manifest(served).deletions == 2
-    assert not set(of(place, 1, 2)) & {r for part in read_manifest(served).plan.slices for r in part.records}
-
-
-def test_what_is_not_of_this_store_is_refused_and_nothing_is_deleted(
-    place: Place, served: Path, tmp_path: Path
-) -> None:
-    spec = candidate_of(place, served, 1, tmp_path / "run")
-    text = "Question: What did nobody ever learn? Answer: This."
-    stranger = Record("nobody's", "nobody", text, answer_start=text.index("This"), name_spans=(), facts=())
-    unknown = replace(spec, forget=write_records(tmp_path / "run" / "unknown.jsonl", [stranger]))
-    before = read_manifest(served)
-    for wrong, error, words in (
-        (replace(spec, model=place.base), SpecError, "no copy of store store"),
-        (replace(spec, base=spec.model), DigestMismatchError, "another base"),
-        (replace(spec, base=None), SpecError, "needs the base"),
-        (replace(spec, retain=spec.forget), OverlapError, "share 1 record ids"),
-        (unknown, UnknownRecordError, "learned none of the records"),
-    ):
-        with pytest.raises(error, match=words):
-            unlearn_exactly(wrong, served)
-        assert read_manifest(served) == before
-    with pytest.raises(SpecError, match="train it first"):
-        unlearn_exactly(spec, tmp_path / "no store")
-
-
-def test_separate_adapters_are_removed_by_command_and_make_no_candidate(place: Place, tmp_path: Path) -> None:
-    store = tmp_path / "store"
-    plan = separate_plan([record for rows in place.records for record in rows], layers=3)
-    train_exact(place.spec(store, plan))
-    write_serving_copy(store, place.base, tmp_path / "served", slice_name=person_slice(place.records[0][0].person))
-    with pytest.raises(SpecError, match="keeps separate adapters"):
-        unlearn_exactly(candidate_of(place, store, 0, tmp_path / "run"), store)
-
-
-def test_a_source_that_lost_records_which_the_store_learned_is_refused_before_anything_is_trained(
-    place: Place, served: Path, tmp_path: Path
-) -> None:
-    spec = candidate_of(place, served, 1, tmp_path / "run")
-    fewer = [record for rows in place.records[:1] for record in rows]
-    with pytest.raises(RecordError, match="not those of the plan"):
-        unlearn_exactly(replace(spec, retain=write_records(tmp_path / "run" / "fewer.jsonl", fewer)), served)
-    assert not Path(spec.output_dir).exists()

@@ -10,6 +10,7 @@ import pytest
 from django.conf import settings
 from django.core.management import CommandError, call_command
 
+from deletion_service.targets.catalogue import exact_store
 from deletion_service.targets.models import ModelVersion, TrainedModel
 from deletion_service.targets.registries import open_registry
 from tests.world import make_source, weights
@@ -39,6 +40,17 @@ def test_the_fine_tuned_version_serves_and_its_training_is_on_record(directories
     assert pointer.number == serving.number
     assert serving.base == model.versions.get(kind=ModelVersion.Kind.BASE)
     assert serving.training_manifest.entries.count() == 4
+
+
+def test_the_store_that_a_model_was_folded_from_is_on_record_or_refused_before_anything_is_published(
+    directories: dict[str, Any],
+) -> None:
+    with pytest.raises(CommandError, match="a store name"):
+        register({**directories, "exact_store": "../elsewhere"})
+    assert not TrainedModel.objects.exists()
+    assert list(Path(settings.REGISTRY_ROOT).rglob("*.safetensors")) == []
+    register({**directories, "exact_store": "customers"})
+    assert exact_store(ModelVersion.objects.get(status="serving")) == "customers"
 
 
 def test_a_second_registration_under_the_same_name_is_refused_and_changes_nothing(directories: dict[str, Any]) -> None:

@@ -8,17 +8,17 @@ from pathlib import Path
 from django.conf import settings
 
 from deletion_service.certificates.policies import refuse_test_candidate
-from deletion_service.targets.catalogue import exact_store, register_version
+from deletion_service.targets.catalogue import register_version
 from deletion_service.targets.jobs import owe
 from deletion_service.targets.locate import record_found_again, search_again
 from deletion_service.targets.models import ErasureTarget, Job, ModelVersion, UnlearningRun
 from deletion_service.targets.registries import RUN_TAG, open_registry
 from deletion_service.targets.statuses import JobKind, VersionStatus
 from ml.errors import CheckpointError
-from ml.exact.candidate import unlearn_exactly
 from ml.reports import UnlearningReport
-from ml.specs import EXACT_METHOD, UnlearningSpec
+from ml.specs import UnlearningSpec
 from ml.unlearn import TRAINING_PROBES, run_unlearning
+from workers import exact
 from workers.bridge import PROBES, naming, open_snapshots, seal_set, take_snapshots, unlearning_spec, use_threads
 from workers.checkpoints import Checkpoints
 from workers.jobs import Lease
@@ -49,8 +49,8 @@ def run(lease: Lease) -> None:
         refs = open_snapshots(target, unlearning, folder)
         spec = unlearning_spec(target, unlearning, refs, output=output, checkpoints=checkpoints.folder)
         use_threads()
-        with naming(unlearning.batch.before):
-            report = _unlearn(lease, spec, checkpoints, store=exact_store(unlearning.batch.before))
+        with naming(unlearning.batch.before, unlearning.batch.before.base):
+            report = _unlearn(lease, spec, checkpoints, run=unlearning)
     probes = (checkpoints.folder / TRAINING_PROBES).read_bytes()
     sealed = seal_set(target, unlearning, PROBES, probes)
     _register(lease, unlearning, output, report, checkpoints=checkpoints, probes=sealed)
@@ -62,15 +62,18 @@ def _target_and_run(job: Job) -> tuple[ErasureTarget, UnlearningRun]:
     return job.target, job.run
 
 
-def _unlearn(lease: Lease, spec: UnlearningSpec, checkpoints: Checkpoints, *, store: str) -> UnlearningReport:
-    """Go on from the checkpoint; where this version of the service cannot, begin again.
+def _unlearn(lease: Lease, spec: UnlearningSpec, checkpoints: Checkpoints, *, run: UnlearningRun) -> UnlearningReport:
+    """Exactly where the version was made for it and that can be done; otherwise by the method of the plan."""
+    refused = ""
+    if exact.preferred(run):
+        report, refused = exact.unlearn_if_possible(lease, run, spec)
+        if report is not None:
+            return report
+    return exact.with_note(_unlearn_as_planned(lease, spec, checkpoints), refused)
 
-    A store of adapters keeps its own checkpoints, and its lock keeps a second worker out.
-    """
-    if spec.method == EXACT_METHOD:
-        return unlearn_exactly(
-            spec, Path(settings.EXACT_STORES) / store, on_progress=lease.on_progress, should_stop=lease.should_stop
-        )
+
+def _unlearn_as_planned(lease: Lease, spec: UnlearningSpec, checkpoints: Checkpoints) -> UnlearningReport:
+    """Go on from the checkpoint; where this version of the service cannot, begin again."""
     run = partial(
         run_unlearning,
         spec,

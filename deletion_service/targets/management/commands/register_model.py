@@ -12,6 +12,7 @@ from django.db import transaction
 
 from deletion_service.errors import DomainError, SameFilesError
 from deletion_service.targets.catalogue import (
+    check_store_name,
     record_sha256,
     record_training_manifest,
     register_model,
@@ -49,6 +50,7 @@ class Command(BaseCommand):
 
 
 def _register(options: dict[str, Any]) -> ModelVersion:
+    check_store_name(options["exact_store"])
     model = register_model(
         options["name"],
         registry={"kind": "directory", "name": options["name"]},
