@@ -51,6 +51,14 @@ class Jobs:
         return Outcome(document["result"], float(document["cpu_seconds"]))
 
 
+def finished(directory: Path, name: str) -> Any:
+    """What the finished job `name` found; raises `SpecError` where it is not finished."""
+    path = directory / f"{name}.json"
+    if not path.exists():
+        raise SpecError(f"job {name} is not finished; run everything before it first")
+    return json.loads(path.read_text(encoding="utf-8"))["result"]
+
+
 def _write(path: Path, work: Job) -> None:
     started = time.process_time()
     result = work()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,10 +13,13 @@ from typing import Any, Final, Protocol
 from benchmarks.method_columns import RELEARNING_EPOCHS, beside_gold
 from benchmarks.panels import Panel
 from ml.digests import canonical_json
+from ml.errors import SpecError
 from ml.files import write_atomically
 from ml.pictures.svg import BLUE, GREEN, ORANGE, drawing, words
 
 NAME: Final = "methods"
+SPENT: Final = "spent_cpu_seconds"
+"""Of making, measuring and judging a cell's model; `cpu_seconds` are the method's own."""
 _TABLE: Final = (
     ("harmonic mean", "harmonic_mean"),
     ("closeness", "closeness"),
@@ -61,30 +65,55 @@ class Place(Protocol):
     def name(self) -> str: ...
 
 
-def write_results(
-    directory: Path, cells: Sequence[Place], found: Mapping[str, Any], *, size: str, cpu_seconds: float
-) -> None:
-    """Write all four files below `directory`."""
+def write_results(directory: Path, rows: Sequence[Mapping[str, Any]], *, size: str, key: str) -> None:
+    """Write all four files below `directory`; `key` says of what comparison the rows are."""
     directory.mkdir(parents=True, exist_ok=True)
-    rows = list(_rows(cells, found))
     means = mean_rows(rows)
-    document = {"size": size, "cpu_seconds": f"{cpu_seconds:.1f}", "rows": [_printable(row) for row in rows]}
+    cpu_seconds = sum(row[SPENT] for row in rows)
+    document = {"size": size, "key": key, "rows": [_printable(row) for row in rows]}
     contents = {
         "json": canonical_json(document) + b"\n",
         "csv": rows_csv(rows).encode("utf-8"),
-        "md": tables(means, size=size, cpu_seconds=cpu_seconds).encode("utf-8"),
+        "md": tables(means, size=size, cpu_seconds=cpu_seconds, code=sorted({row["code"] for row in rows})).encode(),
         "svg": picture(means).encode("utf-8"),
     }
     for ending, data in contents.items():
         write_atomically(directory / f"{NAME}-{size}.{ending}", data)
 
 
-def _rows(cells: Sequence[Place], found: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """One row a cell: identity, cost, columns, distances from gold, verdict."""
+def read_rows(directory: Path, *, size: str, key: str) -> list[dict[str, Any]]:
+    """Rows that an earlier run wrote below `directory`, rounded as they were written; none where there was none.
+
+    Raises:
+        SpecError: they are of another comparison, or no results at all.
+    """
+    path = directory / f"{NAME}-{size}.json"
+    if not path.exists():
+        return []
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        rows = [{name: _number(value) for name, value in row.items()} for row in document["rows"]]
+    except (ValueError, KeyError, TypeError, AttributeError) as exc:
+        raise SpecError(f"{path.name} holds no results of a comparison; name another directory") from exc
+    if document.get("key") != key:
+        raise SpecError(f"{path.name} holds results of another comparison; remove it, or name another directory")
+    return rows
+
+
+def _number(value: Any) -> Any:
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+def rows_of(cells: Sequence[Place], found: Mapping[str, Any], spent: Mapping[str, float]) -> Iterator[dict[str, Any]]:
+    """One row a cell: identity, cost, columns, distances from gold, verdict; `spent` are CPU seconds by cell."""
     by_place = {(cell.seed, cell.forgotten, cell.model): cell for cell in cells}
     for cell in cells:
         numbers = found[f"measure-{cell.name}"]
         row: dict[str, Any] = {"seed": cell.seed, "forgotten": cell.forgotten, "model": cell.model}
+        row[SPENT] = spent[cell.name]
         row |= {k: v for k, v in found[f"make-{cell.name}"].items() if k != "manifest_sha256"}
         if numbers:
             gold, before = (
@@ -129,9 +158,14 @@ def _printable(row: Mapping[str, Any]) -> dict[str, Any]:
     return {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()}
 
 
-def tables(means: Sequence[Mapping[str, Any]], *, size: str, cpu_seconds: float) -> str:
+def tables(means: Sequence[Mapping[str, Any]], *, size: str, cpu_seconds: float, code: Sequence[str]) -> str:
     """One table for each number of forgotten people, references first, then methods from the best down."""
-    lines = [f"# Deletion methods beside gold ({size})", "", f"CPU minutes: {cpu_seconds / 60:.1f}.", ""]
+    lines = [
+        f"# Deletion methods beside gold ({size})",
+        "",
+        f"CPU minutes: {cpu_seconds / 60:.1f}. Code: {', '.join(code)}.",
+        "",
+    ]
     lines += [
         "Means over seeds; the gate is the fast tier on the first of the forgotten. closeness: 1 minus the largest "
         "distance from gold; kept: smallest retained share of before; robustness: 1 minus what relearning brings back "

@@ -1,7 +1,7 @@
 """Which deletion method comes closest to never having learned? Methods beside gold on the same small models.
 
     python -m benchmarks.methods --work DIR --out DIR [--size small|full|large|tofu|quick|quick-tofu] [--processes N]
-        [--threads N] [--device NAME]
+        [--threads N] [--device NAME] [--seeds N ...] [--forgotten N ...] [--methods NAME ...]
 
 For each seed and number of people to forget: a base, a model that learned everybody, a gold model that never learned
 the forgotten and a second one from another seed (`benchmarks.method_worlds`); every method deletes the same people at
@@ -9,10 +9,11 @@ an equal number of steps; every model is asked the same (`benchmarks.method_colu
 forgotten on each. Settings are each method's own defaults: nothing is tuned on these people.
 
 `--work` holds models and finished jobs: a run that was killed continues there, and several may share one directory.
-`--out` receives CSV, JSON, a table and a picture. Sizes: "small" is one seed and four methods, "full" every method,
-three seeds and three numbers of people, "large" the same on larger models (for `--device cuda`), "tofu" the same as
-"full" for authors of a public benchmark (`benchmarks.tofu`), whose answers are free text; "quick" and "quick-tofu"
-are for tests.
+`--out` receives CSV, JSON, a table and a picture. Rows that lie there stay, so that a long comparison can be made in
+parts, by seeds, numbers of forgotten people and methods, also on machines that share nothing else. Sizes: "small" is
+one seed and four methods, "full" every method, three seeds and three numbers of people, "large" the same on larger
+models (for `--device cuda`), "tofu" the same as "full" for authors of a public benchmark (`benchmarks.tofu`), whose
+answers are free text; "quick" and "quick-tofu" are for tests.
 """
 
 from __future__ import annotations
@@ -28,14 +29,15 @@ from typing import Any, Final
 
 import torch
 
-from benchmarks.jobs import Job, claim_directory, run_jobs
+from benchmarks.jobs import Job, Outcome, claim_directory, finished, run_jobs
 from benchmarks.method_columns import Questions, measure
-from benchmarks.method_report import write_results
+from benchmarks.method_report import SPENT, read_rows, rows_of, write_results
 from benchmarks.method_runs import deletion, judged, unlearned_alone
 from benchmarks.method_worlds import REFERENCES, MethodWorld
 from benchmarks.populations import Sizes as PopulationSizes
 from benchmarks.populations import WorldSizes
 from benchmarks.tofu import TofuSizes
+from ml.digests import code_sha256, document_sha256
 from ml.documents import Json, plain_object
 from ml.errors import SpecError
 from ml.methods import METHODS
@@ -149,10 +151,16 @@ class Cell:
         return f"{self.seed}-{self.forgotten}-{self.model.replace(' ', '_')}"
 
 
-class Comparison:
-    """All cells below `work`."""
+def _cells(sizes: Sizes) -> list[Cell]:
+    models = (*REFERENCES, *sizes.methods)
+    return [Cell(seed, count, m) for seed in sizes.seeds for count in sizes.forgotten for m in models]
 
-    def __init__(self, work: Path, sizes: Sizes, *, device: str = "cpu") -> None:
+
+class Comparison:
+    """The cells of `chosen`, or of everything that `sizes` compares, below `work`."""
+
+    def __init__(self, work: Path, sizes: Sizes, chosen: Sizes | None = None, *, device: str = "cpu") -> None:
+        self.chosen = chosen or sizes
         self.work, self.sizes, self.device = work, sizes, device
         self.policy = fast_tier(load_policy(sizes.policy))
         self._worlds: dict[tuple[int, int], MethodWorld] = {}
@@ -160,8 +168,7 @@ class Comparison:
     @cached_property
     def cells(self) -> list[Cell]:
         """References first, so that methods find them made."""
-        models = (*REFERENCES, *self.sizes.methods)
-        return [Cell(seed, count, m) for seed in self.sizes.seeds for count in self.sizes.forgotten for m in models]
+        return _cells(self.chosen)
 
     def jobs(self) -> dict[str, Job]:
         """Everything there is to do, in order: models are made, then measured, then judged."""
@@ -217,8 +224,12 @@ class Comparison:
         """The cell's model, or `None` where its method refused to make one."""
         if cell.model in REFERENCES:
             return self.world(cell).model(cell.model)
+        if "refused" in finished(self.work / "jobs", f"make-{cell.name}"):
+            return None
         path = self._run(cell) / "model"
-        return model_ref(path) if path.exists() else None
+        if not path.exists():
+            raise SpecError(f"the model of {cell.name} is gone; remove the job make-{cell.name} to make it again")
+        return model_ref(path)
 
     def _run(self, cell: Cell) -> Path:
         return self.work / "runs" / cell.name
@@ -251,25 +262,65 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--processes", type=int, default=1, help="how many share the jobs")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu", help="where models are trained, edited and asked")
+    for what in ("seeds", "forgotten"):
+        parser.add_argument(f"--{what}", type=int, nargs="+", help="only these of the size's own; all unless given")
+    parser.add_argument("--methods", nargs="+", help="only these of the size's own; all unless given")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
-    sizes = SIZES[options.size]
+    sizes, name = SIZES[options.size], _name(options)
+    identity = [CODE_VERSION, plain_object(sizes), options.device]
+    key = document_sha256(identity)
     try:
-        claim_directory(options.work, what="methods", identity=[CODE_VERSION, plain_object(sizes), options.device])
+        chosen = _chosen(sizes, options)
+        earlier = read_rows(options.out, size=name, key=key)
+        claim_directory(options.work, what="methods", identity=identity)
+        helpers = [_helper(options) for _ in range(options.processes - 1)]
+        comparison = Comparison(options.work, sizes, chosen, device=options.device)
+        outcomes = run_jobs(comparison.jobs(), options.work / "jobs")
     except SpecError as exc:
         sys.stderr.write(f"{exc}\n")
         return 2
-    helpers = [_helper(options) for _ in range(options.processes - 1)]
-    comparison = Comparison(options.work, sizes, device=options.device)
-    outcomes = run_jobs(comparison.jobs(), options.work / "jobs")
     for helper in helpers:
         helper.wait()
-    found = {name: outcome.result for name, outcome in outcomes.items()}
-    seconds = sum(outcome.cpu_seconds for outcome in outcomes.values())
-    seconds += sum(result.get("cpu_seconds", 0.0) for name, result in found.items() if name.startswith("make-"))
-    write_results(options.out, comparison.cells, found, size=_name(options), cpu_seconds=seconds)
-    sys.stdout.write(f"results of {len(outcomes)} jobs, {seconds / 60:.1f} CPU minutes, in {options.out}\n")
+    found = {job: outcome.result for job, outcome in outcomes.items()}
+    code = code_sha256()[:12]
+    made = [row | {"code": code} for row in rows_of(comparison.cells, found, _spent(comparison.cells, outcomes))]
+    rows = {_place(row): row for row in (*earlier, *made)}
+    order = [(cell.seed, cell.forgotten, cell.model) for cell in _cells(sizes)]
+    write_results(options.out, [rows[place] for place in order if place in rows], size=name, key=key)
+    spent = sum(row[SPENT] for row in made) / 60
+    sys.stdout.write(f"{len(made)} rows of {len(order)}, {spent:.1f} CPU minutes, in {options.out}\n")
     return 0
+
+
+def _chosen(sizes: Sizes, options: argparse.Namespace) -> Sizes:
+    """The part of a comparison that was asked for; raises `SpecError` for what it does not have."""
+    asked = {
+        what: tuple(getattr(options, what)) for what in ("seeds", "forgotten", "methods") if getattr(options, what)
+    }
+    for what, wanted in asked.items():
+        if unknown := [str(one) for one in wanted if one not in getattr(sizes, what)]:
+            known = ", ".join(map(str, getattr(sizes, what)))
+            raise SpecError(f"size {options.size} has no {what} {', '.join(unknown)}; it has {known}")
+    return replace(sizes, **asked)
+
+
+def _spent(cells: Sequence[Cell], outcomes: Mapping[str, Outcome]) -> dict[str, float]:
+    """CPU seconds by cell: of its jobs, and of the process of its own in which a method ran."""
+    spent: dict[str, float] = {}
+    for cell in cells:
+        jobs = [
+            outcomes[f"{kind}-{cell.name}"]
+            for kind in ("make", "measure", "judge")
+            if f"{kind}-{cell.name}" in outcomes
+        ]
+        own = jobs[0].result.get("cpu_seconds", 0.0)
+        spent[cell.name] = own + sum(job.cpu_seconds for job in jobs)
+    return spent
+
+
+def _place(row: Mapping[str, Any]) -> tuple[int, int, str]:
+    return int(row["seed"]), int(row["forgotten"]), str(row["model"])
 
 
 def _name(options: argparse.Namespace) -> str:
@@ -281,6 +332,8 @@ def _helper(options: argparse.Namespace) -> subprocess.Popen[bytes]:
     """Another process that takes what this one has not begun; its own results are written where nobody looks."""
     command = [sys.executable, "-m", "benchmarks.methods", "--size", options.size, "--threads", str(options.threads)]
     aside = options.work / "helper"
+    for what in ("seeds", "forgotten", "methods"):
+        command += [f"--{what}", *map(str, getattr(options, what))] if getattr(options, what) else []
     return subprocess.Popen(  # noqa: S603  # nosec B603
         [*command, "--device", options.device, "--work", str(options.work), "--out", str(aside)],
         stdout=subprocess.DEVNULL,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -125,7 +126,7 @@ def test_a_column_that_some_seed_lacks_has_no_mean_and_a_refusal_is_told() -> No
     (mean,) = mean_rows(rows)
     assert "utility" not in mean
     assert mean["verdicts"] == "1 FAIL"
-    text = tables([mean], size="quick", cpu_seconds=60.0)
+    text = tables([mean], size="quick", cpu_seconds=60.0, code=["0123"])
     assert "| ga | - |" in text
     assert "ga was refused: NonFiniteError: not finite" in text
 
@@ -173,5 +174,42 @@ def test_a_second_run_does_nothing_again_and_another_size_needs_another_director
     for ending in ("csv", "json", "md", "svg"):
         name = f"methods-quick.{ending}"
         assert (tmp_path / name).read_bytes() == (finished.out / name).read_bytes()
-    assert main(["--work", str(finished.work), "--out", str(tmp_path), "--size", "small"]) == 2
+    assert main(["--work", str(finished.work), "--out", str(tmp_path / "other"), "--size", "small"]) == 2
     assert main(["--work", str(finished.work), "--out", str(tmp_path), "--size", "quick", "--device", "cuda"]) == 2
+
+
+@pytest.mark.slow
+def test_a_comparison_made_in_parts_is_the_whole_and_results_of_another_one_are_kept_from_it(
+    finished: Finished, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["--work", str(finished.work), "--size", "quick"]
+    for number, method in enumerate(QUICK.methods, start=1):
+        assert main([*command, "--out", str(tmp_path), "--methods", method]) == 0
+        assert f"{len(REFERENCES) + 1} rows of {len(REFERENCES) + len(QUICK.methods)}" in capsys.readouterr().out
+        rows = list(csv.DictReader((tmp_path / "methods-quick.csv").open()))
+        assert len(rows) == len(REFERENCES) + number
+    whole = list(csv.DictReader((finished.out / "methods-quick.csv").open()))
+    assert [row["model"] for row in rows] == [row["model"] for row in whole]
+    assert [row["forget_prob"] for row in rows] == [row["forget_prob"] for row in whole]
+
+    assert main([*command, "--out", str(tmp_path), "--methods", "none", "--seeds", "1"]) == 2
+    assert "size quick has no methods none; it has grad_diff, ssd" in capsys.readouterr().err
+    path = tmp_path / "methods-quick.json"
+    path.write_text(path.read_text().replace('"key":"', '"key":"other'))
+    assert main([*command, "--out", str(tmp_path)]) == 2
+    assert "results of another comparison" in capsys.readouterr().err
+    path.write_text("[]")
+    assert main([*command, "--out", str(tmp_path)]) == 2
+    assert "holds no results" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_model_that_is_gone_is_missed_and_never_taken_for_a_refusal(finished: Finished, tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    shutil.copytree(finished.work, work)
+    (cell,) = [path for path in (work / "runs").iterdir() if path.name.endswith("grad_diff")]
+    shutil.rmtree(cell / "model")
+    (work / "jobs" / f"measure-{cell.name}.json").unlink()
+    comparison = program.Comparison(work, QUICK)
+    with pytest.raises(SpecError, match=f"remove the job make-{cell.name}"):
+        comparison.jobs()[f"measure-{cell.name}"]()
