@@ -11,7 +11,7 @@ COPY migrations migrations
 RUN pip install --no-cache-dir --no-deps . \
  && LETHE_SECRET_KEY=collectstatic python manage.py collectstatic --no-input \
  && useradd --create-home lethe \
- && mkdir -p /data/keystore /data/registry /data/sources /data/work && chown -R lethe /data
+ && mkdir -p /data/keystore /data/registry /data/sources /data/work /data/exact && chown -R lethe /data
 USER lethe
 
 FROM web AS worker

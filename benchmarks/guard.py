@@ -79,7 +79,7 @@ def untrained(folder: Path, shape: ModelShape) -> tuple[LoadedModel, list[str]]:
 
 
 def refusing_nobody(loaded: LoadedModel, reading: Reading) -> Guard:
-    """A guard whose threshold no energy reaches: it reads every score and answers every prompt."""
+    """A guard whose threshold no score reaches: it reads every score and answers every prompt."""
     margins = Margins(-1.0, 1.0, reading.index, reading.temperature, reading.vocabulary, "measured", NO_MODEL)
     return Guard(
         loaded,
@@ -87,7 +87,7 @@ def refusing_nobody(loaded: LoadedModel, reading: Reading) -> Guard:
             loaded.manifest_sha256,
             model_dtype(loaded),
             reading,
-            threshold=0.0,
+            threshold=math.inf,
             budget=BUDGET,
             rank=1,
             margins=margins,

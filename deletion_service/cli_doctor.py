@@ -185,10 +185,13 @@ def _stores(settings: Any) -> Iterator[Finding]:
 
     named = TrainingManifest.objects.exclude(exact_store="").values_list("exact_store", flat=True).distinct()
     for name in sorted(named):
-        if (Path(settings.EXACT_STORES) / name).is_dir():
-            yield Finding(f"store {name}", "ok", "there")
+        store = Path(settings.EXACT_STORES) / name
+        if store.is_dir() and os.access(store, os.W_OK):
+            yield Finding(f"store {name}", "ok", "writable")
+        elif store.is_dir():
+            yield Finding(f"store {name}", "failed", "not writable", "give it to this user; a deletion changes it")
         else:
-            next_step = "mount it below LETHE_EXACT_STORES where workers run; elsewhere it is not needed"
+            next_step = "mount it below LETHE_EXACT_STORES on the one host that runs all jobs of its model"
             yield Finding(f"store {name}", "warning", "not on this host", next_step)
 
 

@@ -252,8 +252,9 @@ DTYPE = env_str("LETHE_DTYPE", "float32")
 TORCH_THREADS = env_int("LETHE_TORCH_THREADS", 0)
 # Two take halves of a training step and measure two models at a time, each with these threads and its own memory.
 COMPUTE_PROCESSES = env_int("LETHE_COMPUTE_PROCESSES", 1)
-# Stores of stacked adapters (`ml.exact`), below which manifests name theirs; only compute workers need to see it.
+# Stores of stacked adapters (`ml.exact`), which training manifests name; each on one host, which runs all its jobs.
 EXACT_STORES = str(env_path("LETHE_EXACT_STORES", HOME_DIR / "exact"))
+STORE_WAIT_S = env_int("LETHE_STORE_WAIT_S", 60)
 UNLEARNING_METHOD = env_str("LETHE_METHOD", "energy_boundary")
 # Settings of that method, a JSON file; its own where one is left out.
 METHOD_SETTINGS = env_document("LETHE_METHOD_SETTINGS")

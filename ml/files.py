@@ -27,6 +27,14 @@ def sync_file(path: Path) -> None:
     _sync(path)
 
 
+def flush(directory: Path) -> None:
+    """Flush everything in a directory to disk."""
+    for path in sorted(directory.rglob("*")):
+        if path.is_file():
+            sync_file(path)
+    sync_directory(directory)
+
+
 def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:

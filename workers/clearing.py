@@ -38,8 +38,8 @@ class Cleared:
 
 def clear(lease: Lease, target: ErasureTarget) -> Cleared:
     """1. Search again by the sealed identifiers and count versions again.  2. Erase and probe rows.
-    3. Drop the person from stores of adapters.  4. Retire and probe weights, unless a version is unaccounted for:
-    people decide on that first.
+    3. Retire and probe weights, unless a version is unaccounted for: people decide on that first.
+    4. Drop the person from stores of adapters.
 
     Stores and weights of a target that is not released stay, but for its candidates.
     """
@@ -51,10 +51,12 @@ def clear(lease: Lease, target: ErasureTarget) -> Cleared:
     sources = {m.source: _erase_rows(target, m) for m in matches if m.proven}
     if target.status in _RELEASE:
         _erase_spike_in(target)
-        clear_stores(target)
     retire_unregistered(target)
     doomed = [] if _is_unaccounted(target) else _doomed(target)
-    return Cleared(sources, {version.pk: _retire(version) for version in doomed})
+    probes = {version.pk: _retire(version) for version in doomed}
+    if target.status in _RELEASE:
+        clear_stores(target)  # last: a store that is not at hand leaves no weights readable
+    return Cleared(sources, probes)
 
 
 def record_cleared(target: ErasureTarget, cleared: Cleared) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -10,53 +11,63 @@ import structlog
 
 from deletion_service.audit import trail
 from deletion_service.targets.catalogue import exact_store, record_sha256
-from deletion_service.targets.models import ModelVersion, UnlearningRun
+from deletion_service.targets.models import TrainingManifestEntry, UnlearningRun
 from ml.data.records import read_records
-from ml.errors import MlError, RunStoppedError
+from ml.errors import ExactImpossibleError, MlError, RunStoppedError
 from ml.exact.candidate import unlearn_exactly
+from ml.files import write_atomically
 from ml.reports import UnlearningReport
 from ml.specs import UnlearningSpec
 from workers.bridge import learned_records
 from workers.jobs import Lease
-from workers.stores import path_of, trial_of, waiting
-from workers.workspace import wipe
+from workers.stores import path_of, trial_of, trials_of, waiting, was_exact
+from workers.workspace import run_directory, wipe
 
 _log = structlog.get_logger(__name__)
+_REFUSED: Final = "exact_refused.json"
+_LEARNED_BY_BASE: Final = "learned_by_base"
 _SAME_FILES: Final = "same_files"
 
 
 def preferred(run: UnlearningRun) -> bool:
-    """True where the version was folded from a store and no earlier run of the batch tried: it would end the same."""
-    before = run.batch.before
-    return bool(exact_store(before)) and not run.batch.runs.filter(attempt__lt=run.attempt).exists()
+    """True where the version was folded from a store and no earlier run of the batch was exact: it would end the
+    same."""
+    earlier = run.batch.runs.filter(attempt__lt=run.attempt)
+    return bool(exact_store(run.batch.before)) and not any(was_exact(one) for one in earlier)
 
 
 def unlearn_if_possible(lease: Lease, run: UnlearningRun, spec: UnlearningSpec) -> tuple[UnlearningReport | None, str]:
-    """Make the candidate exactly, or say by a code why that cannot be; another method is left then.
+    """Make the candidate exactly, or say why that cannot be; another method is left then. What was refused once is not
+    tried again in this run.
 
     Raises:
-        StoreUnavailableError: the store is in use, or not on this host; to be tried again.
+        StoreUnavailableError: the store is in use, or cannot be reached or written from here; to be tried again.
         RunStoppedError: the worker was told to stop.
     """
-    before = run.batch.before
+    if why := _refused_before(run):
+        return None, why
+    learned = _learned(run, spec)
+    if _base_learned(run, learned):
+        return None, _refused(lease, run, spec, _LEARNED_BY_BASE, "the base learned records of the person itself")
+    name = exact_store(run.batch.before)
     try:
-        with waiting():
+        with waiting(name):
             report = unlearn_exactly(
                 spec,
-                path_of(exact_store(before)),
-                trial_of(run),
-                learned=_learned(spec, before),
+                path_of(name),
+                _trial(run, lease.token),
+                learned=learned,
                 on_progress=lease.on_progress,
                 should_stop=lease.should_stop,
             )
     except RunStoppedError:
         raise
     except MlError as exc:
-        return None, _refused(lease, run, exc.code, str(exc))
+        cause = exc.__cause__ if isinstance(exc, ExactImpossibleError) else exc
+        return None, _refused(lease, run, spec, getattr(cause, "code", exc.code), str(exc))
     # Weights are a function of what is left: whoever asks again after a refusal would get a retired version's.
-    if before.model.versions.filter(manifest_sha256=report.candidate_manifest_sha256).exists():
-        wipe(Path(spec.output_dir))
-        return None, _refused(lease, run, _SAME_FILES, "the model has a version with these files already")
+    if run.batch.model.versions.filter(manifest_sha256=report.candidate_manifest_sha256).exists():
+        return None, _refused(lease, run, spec, _SAME_FILES, "the model has a version with these files already")
     return report, ""
 
 
@@ -67,16 +78,38 @@ def with_note(report: UnlearningReport, refused: str) -> UnlearningReport:
     return replace(report, notes=(*report.notes, f"exact deletion was not possible: {refused}"))
 
 
-def _refused(lease: Lease, run: UnlearningRun, code: str, why: str) -> str:
+def _trial(run: UnlearningRun, token: int) -> Path:
+    """This token's copy of the store: what the newest token before it left, if anything."""
+    own = trial_of(run, token)
+    left = trials_of(run)
+    if left and not own.exists():
+        left[-1].rename(own)
+    return own
+
+
+def _refused(lease: Lease, run: UnlearningRun, spec: UnlearningSpec, code: str, why: str) -> str:
     with lease.fenced() as job:
         trail.record(actor="worker", action="run.exact_refused", obj=run, reason=code, request_id=job.request_id or "")
-    _log.warning("exact_refused", run=run.pk, code=code)
-    wipe(trial_of(run))
+    _log.warning("exact_refused", run=run.pk, code=code, why=why)
+    write_atomically(run_directory(run) / _REFUSED, json.dumps(why).encode())
+    for left in (Path(spec.output_dir), *trials_of(run)):
+        wipe(left)
     return why
 
 
-def _learned(spec: UnlearningSpec, before: ModelVersion) -> list[str]:
+def _refused_before(run: UnlearningRun) -> str:
+    path = run_directory(run) / _REFUSED
+    return str(json.loads(path.read_bytes())) if path.exists() else ""
+
+
+def _learned(run: UnlearningRun, spec: UnlearningSpec) -> list[str]:
     """Ids of the forgotten records that a manifest of the version's lineage says were learned."""
-    known = learned_records(before) or frozenset()
+    known = learned_records(run.batch.before) or frozenset()
     records = read_records(spec.forget, what="forget set")
     return [record.record_id for record in records if record_sha256(record.record_id) in known]
+
+
+def _base_learned(run: UnlearningRun, learned: list[str]) -> bool:
+    """Whether the base's own manifest names one of the records: dropping adapters would not take it from there."""
+    entries = TrainingManifestEntry.objects.filter(manifest__version=run.batch.before.base_id)
+    return entries.filter(record_sha256__in=[record_sha256(one) for one in learned]).exists()

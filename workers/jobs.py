@@ -23,7 +23,7 @@ from django.db.models import F, Q
 from django.db.models.functions import Coalesce, Now
 from django.utils import timezone
 
-from deletion_service.errors import DomainError, LeaseLostError
+from deletion_service.errors import DomainError, LeaseLostError, StoreUnavailableError
 from deletion_service.targets.models import Device, Job
 from deletion_service.targets.statuses import OF_AN_ATTEMPT, OWED_IN, JobState
 from ml.errors import MlError, RunStoppedError
@@ -221,6 +221,8 @@ def _run_stage(lease: Lease, stage: Stage) -> str:
         return "lost"
     except RunStoppedError:
         return _hand_back(lease)
+    except StoreUnavailableError as exc:
+        return _postpone(lease, exc)
     except (DomainError, MlError) as exc:
         kind = getattr(exc, "kind", "")
         return give_up_or_retry(lease, code=exc.code, detail=str(exc), transient=kind in _TRANSIENT_KINDS)
@@ -242,6 +244,17 @@ def _hand_back(lease: Lease) -> str:
             return give_up_or_retry(lease, code="deadline_passed", detail=_TOO_LONG, transient=False)
         lease.record(state=JobState.READY, lease_until=None, attempts=F("attempts") - 1, available_at=Now())
         return "handed_back"
+    return "lost"
+
+
+def _postpone(lease: Lease, exc: StoreUnavailableError) -> str:
+    """Come back later without using up an attempt: somebody else's command ends, or an operator mounts what is missing;
+    neither says anything about the work."""
+    later = Now() + timedelta(seconds=settings.STORE_WAIT_S)
+    why = {"last_error": exc.code, "last_error_detail": str(exc)[:_LONGEST_DETAIL]}
+    with suppress(LeaseLostError):
+        lease.record(state=JobState.READY, lease_until=None, attempts=F("attempts") - 1, available_at=later, **why)
+        return "postponed"
     return "lost"
 
 

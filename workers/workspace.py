@@ -3,8 +3,9 @@
 The person's records lie in clear text only in a job's scratch folder, which is wiped when the job ends, when its lease
 is found expired, and at disposal; and in the scratch folder of a rerun, which is wiped when that ends or its process is
 found dead. What was computed from them outlives the job in the run's directory, in the clear: checkpoints, the
-candidate, the measured parts of a verification with the model's answers. Only the worker's own user may enter either; a
-run's directory goes at retirement, and disposal looks that it is gone.
+candidate, a copy of a store of adapters with ids of records, the measured parts of a verification with the model's
+answers. Only the worker's own user may enter either; a run's directory goes at retirement, and disposal looks that it
+is gone.
 """
 
 from __future__ import annotations

@@ -67,7 +67,7 @@ def result_text(result: DeletionResult, manifest: ExactManifest) -> str:
     lines = [
         f"guarantee: {result.guarantee}",
         f"result: deletions/{deletion_path(Path(), result.number).name}",
-        f"records deleted: {len(result.records)}, from {len(result.hit)} slices",
+        f"records deleted: {len(result.record_sha256)}, from {len(result.hit)} slices",
         f"adapters deleted: {len(result.dropped)}, left: {len(manifest.adapters)}",
         f"serves: {serving or 'the base alone'}",
         f"further training may add: {sum(map(len, result.may_add))} adapters",

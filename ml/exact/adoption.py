@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ml.digests import verify_file
 from ml.exact.deletion import delete_records
+from ml.exact.results import DeletionResult
 from ml.exact.store import (
     ExactManifest,
     adapter_path,
@@ -23,22 +24,23 @@ from ml.exact.store import (
 from ml.files import write_atomically
 
 
-def drop_records(store: Path, record_ids: Collection[str]) -> None:
+def drop_records(store: Path, record_ids: Collection[str]) -> DeletionResult | None:
     """Delete what of `record_ids` the store holds, if anything, and finish a deletion that was killed.
 
     An empty directory is a store that was destroyed, and holds nothing.
 
+    Returns:
+        What the deletion did, `None` where nothing was held.
     Raises:
         SpecError: `store` is no store, or another command is at work in it.
         DeletionIncompleteError: a file could not be removed.
     """
     if not has_manifest(store):
         refuse_remains(store)
-        return
+        return None
     with opened(store) as manifest:
         held = {record for part in manifest.plan.slices for record in part.records} & set(record_ids)
-    if held:
-        delete_records(store, held)
+    return delete_records(store, held) if held else None
 
 
 def take_over(store: Path, trial: Path) -> bool:

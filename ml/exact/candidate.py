@@ -14,6 +14,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from ml.data.probes import probe_set, write_probe_digests
 from ml.data.records import read_records, refuse_overlap, refuse_repeated_texts, write_records
 from ml.digests import code_sha256, document_sha256, model_manifest
@@ -29,7 +31,7 @@ from ml.errors import (
     UnknownRecordError,
 )
 from ml.exact.deletion import decide, delete_records
-from ml.exact.results import GUARANTEE, METHOD_VERSION, DeletionResult
+from ml.exact.results import GUARANTEE, METHOD_VERSION, OF_ADAPTERS, OF_IDS, DeletionResult, id_digests
 from ml.exact.serving import write_serving_copy
 from ml.exact.store import ExactManifest, copy_store, has_manifest, opened, read_manifest, read_results
 from ml.exact.training import ExactSpec, learned_sha256, train_exact
@@ -56,7 +58,8 @@ def unlearn_exactly(
     4. Fold the serving adapters into a copy of the base.
 
     Settings, seed, device and dtype are those that the store began with. `store` itself is only read. Texts are written
-    beside the retain set alone, where whoever wrote that removes them.
+    beside the retain set alone, where whoever wrote that removes them. The report of a call that went on where another
+    had stopped says step 0 all the same: adapters are taken up one by one.
 
     Args:
         store: stacked slices (`ml.exact`); separate adapters serve one person each, and need no candidate.
@@ -119,6 +122,8 @@ def _refuse_other_store(spec: UnlearningSpec, store: Path, manifest: ExactManife
         raise SpecError(f"store {store.name} keeps separate adapters; remove one with `python -m ml.exact delete`")
     if spec.model.manifest_sha256 not in {copy.manifest_sha256 for copy in manifest.copies}:
         raise SpecError(f"the model is no copy of store {store.name}: other adapters made it, or it changed since")
+    if not torch.device(manifest.device).type == "cpu" and not torch.accelerator.is_available():
+        raise SpecError(f"store {store.name} is trained on {manifest.device}, which this host does not have")
     if manifest.seed < 0:
         raise SpecError(f"the seed of store {store.name} is below 0, which no statement can name")
 
@@ -159,7 +164,7 @@ def _deleted(trial: Path, record_ids: set[str]) -> DeletionResult:
         results = read_results(trial)
     if record_ids & known:
         return delete_records(trial, record_ids & known)
-    return next(result for result in reversed(results) if record_ids & set(result.records))
+    return next(result for result in reversed(results) if id_digests(record_ids) & set(result.record_sha256))
 
 
 def _trained(
@@ -232,5 +237,5 @@ def _report(
         training_probes=probe_set("training", ()),
         environment=environment(manifest.device),
         cpu_seconds=0.0,
-        notes=result.notes,
+        notes=(OF_ADAPTERS, OF_IDS),
     )

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ml.errors import DeletionIncompleteError, EmptySetError
 from ml.exact.plan import surviving_prefix
-from ml.exact.results import GUARANTEE, AdapterName, DeletionResult
+from ml.exact.results import GUARANTEE, AdapterName, DeletionResult, id_digests
 from ml.exact.store import (
     AdapterEntry,
     ExactManifest,
@@ -50,7 +50,7 @@ def delete_records(store: Path, record_ids: Collection[str]) -> DeletionResult:
     try:
         with opened(store) as before:
             for earlier in read_results(store):
-                if set(record_ids) <= set(earlier.records):
+                if id_digests(record_ids) <= set(earlier.record_sha256):
                     return earlier
             after, result = decide(before, record_ids)
             write_pending(store, result)
@@ -86,7 +86,7 @@ def decide(manifest: ExactManifest, record_ids: Collection[str]) -> tuple[ExactM
         guarantee=GUARANTEE,
         number=after.deletions,
         base_manifest_sha256=manifest.base_manifest_sha256,
-        records=tuple(sorted(set(record_ids))),
+        record_sha256=tuple(sorted(id_digests(record_ids))),
         hit=tuple(plan.slices[number].name for number in sorted(hit)),
         dropped=_names(dropped),
         serves=_names(after.serving() if plan.kind == "stacked" else kept),

@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
+from ml.digests import sha256_hex
 from ml.documents import Stored, read_version
 from ml.reports import Guarantee
 
 GUARANTEE: Final[Guarantee] = "exact_sharded"
 METHOD_VERSION: Final = "1"
-SCHEMA_VERSION: Final = 1
-_NOTES: Final = (
+SCHEMA_VERSION: Final = 2
+OF_ADAPTERS: Final = (
     "Exact with respect to the adapters only: base, tokenizer, settings and the plan were fixed before and are kept; "
-    "if the base learned from the records, it still knows them.",
-    "Listed copies hold dropped adapters in their weights and must be destroyed, and processes that serve must load "
-    "again; copies and backups made by other means are not known here.",
-    "Training refuses the deleted records by their ids; a deleted text that comes back under a new id is not noticed.",
+    "if the base learned from the records, it still knows them."
 )
+OF_COPIES: Final = (
+    "Listed copies hold dropped adapters in their weights and must be destroyed, and processes that serve must load "
+    "again; copies and backups made by other means are not known here."
+)
+OF_IDS: Final = (
+    "Training refuses the deleted records by their ids; a deleted text that comes back under a new id is not noticed."
+)
+
+
+def id_digests(record_ids: Iterable[str]) -> frozenset[str]:
+    """SHA-256 of each id, as training manifests name records."""
+    return frozenset(sha256_hex(record_id.encode()) for record_id in record_ids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,18 +43,19 @@ class AdapterName:
 
 @dataclass(frozen=True, slots=True)
 class DeletionResult(Stored):
-    """What one deletion did, by opaque ids and digests.
+    """What one deletion did, by digests: it outlives the records.
 
-    `hit` names the slices that held a deleted record. `dropped` are the adapters whose files are gone. `serves` are
-    those that serve now: of stacked slices the longest prefix, and none means the base alone; of separate adapters all
-    that remain, each by itself. `may_add` names for every order the slices, less the deleted records, that training it
-    further would add. `copies_to_destroy` are manifest digests of model directories that hold dropped adapters.
+    `record_sha256` are of the ids of the deleted records. `hit` names the slices that held one. `dropped` are the
+    adapters whose files are gone. `serves` are those that serve now: of stacked slices the longest prefix, and none
+    means the base alone; of separate adapters all that remain, each by itself. `may_add` names for every order the
+    slices, less the deleted records, that training it further would add. `copies_to_destroy` are manifest digests of
+    model directories that hold dropped adapters.
     """
 
     guarantee: Guarantee
     number: int
     base_manifest_sha256: str
-    records: tuple[str, ...]
+    record_sha256: tuple[str, ...]
     hit: tuple[str, ...]
     dropped: tuple[AdapterName, ...]
     serves: tuple[AdapterName, ...]
@@ -51,7 +63,7 @@ class DeletionResult(Stored):
     copies_to_destroy: tuple[str, ...]
     manifest_before_sha256: str
     manifest_after_sha256: str
-    notes: tuple[str, ...] = _NOTES
+    notes: tuple[str, ...] = (OF_ADAPTERS, OF_COPIES, OF_IDS)
     schema_version: int = SCHEMA_VERSION
 
     @classmethod

@@ -27,9 +27,10 @@ from ml.exact.store import (
     serving_path,
     write_manifest,
 )
+from ml.files import flush
 from ml.models.adapters import attach_adapter, merge_adapter, put_adapter_tensors
 from ml.models.load import LoadedModel, load_model
-from ml.models.save import flush, partial_directory, publish, save_model
+from ml.models.save import partial_directory, publish, save_model
 from ml.specs import ModelRef
 
 

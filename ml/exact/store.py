@@ -30,7 +30,7 @@ from ml.documents import Stored, read_version
 from ml.errors import DeletionIncompleteError, SpecError, StoreInUseError
 from ml.exact.plan import Plan, longest
 from ml.exact.results import DeletionResult
-from ml.files import sync_directory, write_atomically
+from ml.files import flush, sync_directory, write_atomically
 
 SCHEMA_VERSION: Final = 1
 _DIRECTORIES: Final = ("adapters", "checkpoints", "deletions", "serving")
@@ -183,6 +183,7 @@ def copy_store(store: Path, trial: Path) -> ExactManifest:
         for name in ("adapters", "deletions"):
             if (store / name).is_dir():
                 shutil.copytree(store / name, partial / name)
+        flush(partial)
         write_manifest(partial, manifest)
         partial.rename(trial)
         sync_directory(trial.parent)

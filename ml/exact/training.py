@@ -21,6 +21,7 @@ from ml.digests import code_sha256, document_sha256, sha256_hex
 from ml.documents import plain
 from ml.errors import CheckpointError, ModelDirectoryError, RecordError, SpecError
 from ml.exact.plan import Plan
+from ml.exact.results import id_digests
 from ml.exact.serving import read_adapters
 from ml.exact.store import (
     AdapterEntry,
@@ -92,7 +93,7 @@ def train_exact(
     store.mkdir(parents=True, exist_ok=True)
     with locked(store):
         begun = _finished(store)
-        records = _records(spec, {record for result in read_results(store) for record in result.records})
+        records = _records(spec, {digest for result in read_results(store) for digest in result.record_sha256})
         manifest = _taken_up(begun, spec)
         loaded = load_model(spec.base, device=spec.device, dtype=spec.dtype)
         spec.plan.check(int(loaded.model.config.num_hidden_layers))
@@ -138,9 +139,9 @@ def _finished(store: Path) -> ExactManifest | None:
 
 
 def _records(spec: ExactSpec, deleted: Collection[str]) -> dict[str, Record]:
-    """The training records by id: those of the plan, none of `deleted`, no text twice."""
+    """The training records by id: those of the plan, no text twice, none whose digest of the id is in `deleted`."""
     found = read_records(spec.records, what="training records")
-    if back := sum(record.record_id in deleted for record in found):
+    if back := len(id_digests(record.record_id for record in found) & set(deleted)):
         raise RecordError(f"{back} of the training records were deleted from this store; leave them out of the file")
     refuse_repeated_texts(found, what="training records")
     records = {record.record_id: record for record in found}

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from ml.files import sync_directory, sync_file
+from ml.files import flush, sync_directory
 
 
 def save_model(model: Any, tokenizer: Any, directory: Path) -> None:
@@ -14,14 +14,6 @@ def save_model(model: Any, tokenizer: Any, directory: Path) -> None:
     model.save_pretrained(directory, safe_serialization=True)
     tokenizer.save_pretrained(directory)
     flush(directory)
-
-
-def flush(directory: Path) -> None:
-    """Flush everything in a directory to disk."""
-    for path in sorted(directory.rglob("*")):
-        if path.is_file():
-            sync_file(path)
-    sync_directory(directory)
 
 
 def publish_model(model: Any, tokenizer: Any, directory: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import workers.exact as exact
+import workers.stages.unlearn as unlearn_stage
 import workers.stores as stores_in_cases
 from deletion_service.audit.models import AuditEvent
 from deletion_service.certificates.custody import issuer_document
@@ -23,10 +24,18 @@ from deletion_service.errors import InvalidInputError
 from deletion_service.requests.models import ErasureRequest
 from deletion_service.targets.batching import plan_another_attempt
 from deletion_service.targets.catalogue import exact_store, record_training_manifest
-from deletion_service.targets.models import Job, ModelVersion, TrainedModel, TrainingManifest, UnlearningRun
+from deletion_service.targets.models import (
+    Job,
+    ModelVersion,
+    TrainedModel,
+    TrainingManifest,
+    TrainingManifestEntry,
+    UnlearningRun,
+)
+from deletion_service.targets.registries import open_registry
 from ml.data.records import write_records
 from ml.digests import canonical_json
-from ml.errors import ExactImpossibleError, MlError, NonFiniteError, StoreInUseError
+from ml.errors import ExactImpossibleError, MlError, NonFiniteError, RunStoppedError, StoreInUseError
 from ml.exact.orders import cyclic_orders
 from ml.exact.plan import Plan, layer_groups, slices_by_person
 from ml.exact.serving import write_serving_copy
@@ -38,10 +47,12 @@ from tests.cast import ALICE, application, second_reviewer
 from tests.flow.conftest import release, run_all_jobs, twins_enough, work_through
 from tests.flow.trained import mailbox, make_trained_model
 from tests.ml.conftest import tiny  # noqa: F401 - a fixture
+from tests.ml.exact_stores import STACKED, filled
 from tests.ml.passing import edited
 from tests.simulator import Simulator
 from tests.tiny import TinyWorld
 from tests.world import make_model
+from workers.stores import trials_of
 
 pytestmark = pytest.mark.django_db
 
@@ -53,11 +64,13 @@ class Stores:
         self.simulator = simulator
         self.asked: list[tuple[Path, Path]] = []
         self.dropped: list[Path] = []
-        self.raises: MlError | None = None
+        self.raises: MlError | OSError | None = None
 
     def unlearn(self, spec: UnlearningSpec, store: Path, trial: Path, *, learned: list[str], **_: Any) -> Any:
         self.asked.append((store, trial))
         assert learned
+        if not trial.exists():
+            filled(trial, STACKED)
         if self.raises is not None:
             raise self.raises
         report = self.simulator.unlearn(spec)
@@ -129,6 +142,7 @@ def test_where_it_cannot_be_done_the_planned_method_is_used_and_the_report_says_
     stores.raises = error
     request = work_through(application(ALICE))
     run = UnlearningRun.objects.get()
+    assert trials_of(run) == []  # what is no use any more names everybody's records
     assert report_of(run)["method"] == run.method
     assert report_of(run)["notes"] == [f"exact deletion was not possible: {error}"]
     assert AuditEvent.objects.get(action="run.exact_refused").reason == error.code
@@ -137,6 +151,43 @@ def test_where_it_cannot_be_done_the_planned_method_is_used_and_the_report_says_
     # The person is dropped from the store all the same, and no store made the new version.
     assert stores.dropped
     assert exact_store(ModelVersion.objects.get(status="serving")) == ""
+
+
+def test_what_the_base_learned_no_adapter_can_take_along(stores: Stores) -> None:
+    folded_model()
+    manifest = TrainingManifest.objects.get()
+    base = TrainingManifest.objects.create(
+        version=ModelVersion.objects.get(kind="base"),
+        dataset_name="before",
+        dataset_sha256="0" * 64,
+        record_count=1,
+        trained_on=date(2026, 10, 1),
+    )
+    for entry in manifest.entries.all():
+        TrainingManifestEntry.objects.create(manifest=base, record_sha256=entry.record_sha256)
+    work_through(application(ALICE))
+    assert stores.asked == []
+    assert AuditEvent.objects.get(action="run.exact_refused").reason == "learned_by_base"
+
+
+def test_a_refusal_is_remembered_when_the_planned_method_is_stopped(
+    stores: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folded_model()
+    stores.raises = NonFiniteError("NaN")
+    stops = iter([True, False])
+    real = unlearn_stage.run_unlearning
+
+    def once(*given: Any, **more: Any) -> Any:
+        if next(stops):
+            raise RunStoppedError("run it again")
+        return real(*given, **more)
+
+    monkeypatch.setattr(unlearn_stage, "run_unlearning", once)
+    work_through(application(ALICE))
+    assert len(stores.asked) == 1
+    assert AuditEvent.objects.filter(action="run.exact_refused").count() == 1
+    assert report_of(UnlearningRun.objects.get())["notes"] == ["exact deletion was not possible: NaN"]
 
 
 def test_a_second_attempt_is_left_to_the_planned_method_for_the_store_would_make_the_same_again(
@@ -178,13 +229,28 @@ def test_a_model_without_a_store_is_unlearned_as_planned(stores: Stores) -> None
 # --- stores that cannot be reached --------------------------------------------------------------------------------
 
 
-def test_a_store_in_use_is_waited_for(stores: Stores, settings: Any) -> None:
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (StoreInUseError("another command is at work in this store"), "another command"),
+        (PermissionError(13, "lock"), "PermissionError"),
+        (OSError(28, "full"), "mend access or space"),
+    ],
+)
+def test_a_store_in_use_or_out_of_reach_is_waited_for_and_costs_no_attempt(
+    stores: Stores, settings: Any, error: MlError | OSError, words: str
+) -> None:
     folded_model()
-    settings.JOB_BACKOFF_S = 3600
-    stores.raises = StoreInUseError("another command is at work in this store")
+    settings.STORE_WAIT_S = 3600
+    settings.JOB_MAX_ATTEMPTS = 2
+    stores.raises = error
     work_through(application(ALICE))
-    job = Job.objects.get(kind="unlearn")
-    assert (job.state, job.last_error) == ("ready", "exact_store_unavailable")
+    for _ in range(4):
+        job = Job.objects.get(kind="unlearn")
+        assert (job.state, job.last_error, job.attempts) == ("ready", "exact_store_unavailable", 0)
+        assert words in job.last_error_detail
+        Job.objects.update(available_at=job.created_at)
+        run_all_jobs()
     Job.objects.update(available_at=job.created_at)
     stores.raises = None
     run_all_jobs()
@@ -199,11 +265,23 @@ def test_a_release_waits_for_a_host_that_sees_the_store(stores: Stores, settings
     there.rename(there.with_name("elsewhere"))
     release(request)
     job = Job.objects.get(kind="retire")
-    assert (job.state, job.last_error) == ("failed", "exact_store_unavailable")
-    assert request.targets.get().status == "releasing"
+    assert (job.state, job.last_error) == ("ready", "exact_store_unavailable")
+    target = request.targets.get()
+    assert target.status == "releasing"
+    # Weights do not wait with it.
+    assert open_registry(target.model.registry).probe_gone(2) == "gone"
     there.with_name("elsewhere").rename(there)
-    Job.objects.update(state="ready", attempts=0, available_at=job.created_at, finished_at=None)
+    Job.objects.update(available_at=job.created_at)
     run_all_jobs()
+    assert request.targets.get().status == "released"
+
+
+def test_a_damaged_trial_holds_no_release_up(stores: Stores) -> None:
+    folded_model()
+    request = work_through(application(ALICE))
+    (trial,) = trials_of(UnlearningRun.objects.get())
+    (trial / "manifest.json").write_text("{")
+    release(request)
     assert request.targets.get().status == "released"
 
 

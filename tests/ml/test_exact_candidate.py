@@ -127,13 +127,14 @@ def test_stopped_in_training_it_goes_on_also_under_other_code(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    spec = asked(place, store, 1, tmp_path / "run")
+    spec, through = asked(place, store, 1, tmp_path / "run"), asked(place, store, 1, tmp_path / "through")
     looks = iter(range(10**6))
     with pytest.raises(RunStoppedError):
         unlearn_exactly(spec, store, trial_of(spec), learned=(), should_stop=lambda: next(looks) == 6)
     assert not Path(spec.output_dir).exists()
     monkeypatch.setattr(training, "code_sha256", lambda: "0" * 64)
     report = made(spec, store)
+    assert report.candidate_manifest_sha256 == made(through, store).candidate_manifest_sha256
     again = made(replace(spec, output_dir=str(tmp_path / "run" / "candidate-2")), store)
     assert again.candidate_manifest_sha256 == report.candidate_manifest_sha256
     assert (again.steps, again.notes) == (report.steps, report.notes)
@@ -185,6 +186,13 @@ def test_what_cannot_be_done_exactly_is_said_before_anything_is_copied(
     assert not trial_of(spec).exists()
 
 
+def test_a_device_that_is_not_there_is_a_reason(place: Place, store: Path, tmp_path: Path) -> None:  # noqa: F811
+    spec = asked(place, store, 1, tmp_path / "run")
+    write_manifest(store, replace(read_manifest(store), device="xpu"))
+    with pytest.raises(ExactImpossibleError, match="is trained on xpu, which this host does not have"):
+        made(spec, store)
+
+
 def test_a_seed_that_no_report_can_hold_is_refused(place: Place, store: Path, tmp_path: Path) -> None:  # noqa: F811
     spec = asked(place, store, 1, tmp_path / "run")
     write_manifest(store, replace(read_manifest(store), seed=-1))
@@ -231,7 +239,7 @@ def test_the_store_becomes_its_trial_and_the_next_person_is_deleted_from_the_can
     assert not set(of(place, 1, 2)) & {r for part in read_manifest(store).plan.slices for r in part.records}
 
 
-@pytest.mark.parametrize("call", range(4))
+@pytest.mark.parametrize("call", [0, 3, 6])  # six adapters, then the copies
 def test_killed_while_it_takes_over_the_store_can_be_read_and_the_next_call_goes_on(
     place: Place,  # noqa: F811
     store: Path,

@@ -10,8 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from benchmarks.guard import Asking, Tried, make_asking, overhead, refusal_table, shortcomings, tried, untrained
+from benchmarks.guard import (
+    Asking,
+    Tried,
+    make_asking,
+    overhead,
+    refusal_table,
+    refusing_nobody,
+    shortcomings,
+    tried,
+    untrained,
+)
 from ml.data.dossiers import paraphrases, read_dossier
 from ml.data.people import newcomers
 from ml.data.probes import probe_digests, write_probe_digests
@@ -20,7 +31,7 @@ from ml.data.records import write_records
 from ml.guard.__main__ import main
 from ml.guard.calibrate import GuardCalibration, Margins, RefusalRate, measure_margins
 from ml.guard.prompts import PromptSet
-from ml.guard.reading import make_reading
+from ml.guard.reading import left_padded, make_reading, prompt_ids
 from ml.guard.refusal import WORDING
 from ml.models.load import LoadedModel, load_model
 from ml.models.save import publish_model
@@ -183,8 +194,14 @@ def test_prompts_are_tried_behind_the_guard(
 
 def test_the_cost_is_measured_in_pairs_with_an_interval(tmp_path: Path) -> None:
     loaded, prompts = untrained(tmp_path, TINY)
-    found = overhead(loaded, prompts, make_reading(len(loaded.tokenizer)), pairs=3, new_tokens=8)
-    assert found.lower < found.mean < found.upper
+    for index in ("relative", "centred", "raw"):
+        reading = make_reading(len(loaded.tokenizer), index=index)
+        found = overhead(loaded, prompts, reading, pairs=3, new_tokens=12)
+        assert found.lower < found.mean < found.upper
+        # Whoever is refused is answered in fewer tokens, and would cost less than nobody's guard.
+        given = left_padded(prompt_ids(loaded.tokenizer, prompts[:4]), pad_id=loaded.pad_id, device=torch.device("cpu"))
+        answers = refusing_nobody(loaded, reading).generate(**given, max_new_tokens=12, do_sample=False)
+        assert not any(answers.refused)
 
 
 def tried_as(rate: float, separation: float, status: str = "calibrated") -> Tried:

@@ -11,14 +11,13 @@ from deletion_service.targets.catalogue import inherit_manifest
 from deletion_service.targets.jobs import owe
 from deletion_service.targets.ledger import spike_in_records
 from deletion_service.targets.locate import sealed_matches
-from deletion_service.targets.models import ModelVersion, UnlearningRun
+from deletion_service.targets.models import ModelVersion
 from deletion_service.targets.registries import ModelRegistry, open_registry
 from deletion_service.targets.statuses import JobKind
 from ml.digests import model_manifest
 from ml.errors import MlError
-from ml.reports import UnlearningReport
-from ml.specs import EXACT_METHOD
 from workers.jobs import Lease
+from workers.stores import was_exact
 
 
 def run(lease: Lease) -> None:
@@ -46,14 +45,10 @@ def run(lease: Lease) -> None:
             promotion.to_version,
             without=[*forgotten, *along],
             trained_on=timezone.localdate(),
-            is_exact=_is_exact(promotion.evidence.run),
+            is_exact=was_exact(promotion.evidence.run),
         )
         owe(JobKind.RETIRE, job.case, target=job.target, run=job.run, round_=job.round)
         lease.finish()
-
-
-def _is_exact(run: UnlearningRun) -> bool:
-    return run.report is not None and UnlearningReport.from_document(run.report).method == EXACT_METHOD
 
 
 def _project(promotion: Promotion) -> None:

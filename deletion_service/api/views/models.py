@@ -158,7 +158,7 @@ class TrainingManifests(View):
         "create_training_manifest",
         "State which records a version learned from",
         description="Stated once, never changed. Without it no search can tell which versions learned from a person. "
-        "`exact_store` names the store of adapters that the version was folded from: deletion is exact then.",
+        "`exact_store` names the store of adapters that the version was folded from: exact deletion is tried.",
         status=201,
         answer=TrainingManifestOut,
         example=examples.TRAINING_MANIFEST,
