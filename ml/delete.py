@@ -21,12 +21,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ml.command_line import USAGE_ERROR, file_ref, print_progress, shown_number, write_document
 from ml.data.questions import make_bank
 from ml.documents import plain_object
 from ml.errors import MlError, SpecError
+from ml.loop import use_threads
 from ml.methods import METHODS
 from ml.models.load import model_ref
 from ml.search import Search, search
@@ -39,7 +38,7 @@ RUN_ID = "delete"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write a candidate; 2 after a message when the request cannot be met."""
     options = _parser().parse_args(arguments)
-    torch.set_num_threads(options.threads)
+    use_threads(options.threads, processes=options.processes)
     try:
         spec = _spec(options)
         if options.budget is not None:
@@ -89,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--settings", type=Path, help="the method's settings, JSON; its own where one is left out")
     parser.add_argument("--budget", type=int, help="try so many settings, and keep the best")
     parser.add_argument("--seed", type=int, default=0, help="decides adapters, order and invented people")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads of each process")
+    parser.add_argument("--threads", type=int, default=0, help="of each process; 0: they share the cores")
     parser.add_argument("--processes", type=int, choices=(1, 2), default=1, help="2: share each step of training")
     parser.add_argument("--device", default="cpu", help="where torch computes: cpu, cuda, cuda:1, ...")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="of the weights")

@@ -34,6 +34,12 @@ def never_stop() -> bool:
     return False
 
 
+def use_threads(threads: int, *, processes: int) -> None:
+    """Give torch `threads`, or, where that is 0, a share of what it would take for each of `processes`: more threads
+    than cores wait for each other, and made two processes several times slower than one."""
+    torch.set_num_threads(threads or max(1, torch.get_num_threads() // processes))
+
+
 def leave_checkpoint(path: Path) -> None:
     """Leave a checkpoint where it was written."""
 

@@ -25,8 +25,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-import torch
-
 from ml.cohort_reports import CohortReport
 from ml.command_line import (
     EXIT_CODES,
@@ -44,6 +42,7 @@ from ml.data.rewording import reworded_bank, rewriter
 from ml.decision import Result, Verdict, judge, lowered, red_team_findings, unattainable
 from ml.digests import document_sha256, sha256_hex
 from ml.errors import MlError, SpecError
+from ml.loop import use_threads
 from ml.manifest import RunManifest, manifest_of
 from ml.models.load import load_rewriter, model_ref
 from ml.models.served import identity, with_every_adapter
@@ -302,7 +301,7 @@ def _pool_notes(spec: VerificationSpec) -> tuple[str, ...]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Verify and judge from the command line: 0 PASS, 1 FAIL, 3 INCONCLUSIVE, 2 the request cannot be met."""
     options = _parser().parse_args(arguments)
-    torch.set_num_threads(options.threads)
+    use_threads(options.threads, processes=options.processes)
     try:
         if len(options.subject) > 1:
             return _verify_together(options)
@@ -453,7 +452,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, required=True, help="directory for report, verdict and parts")
     parser.add_argument("--seed", type=int, default=0, help="decides twins, swaps and questions")
     parser.add_argument("--attempt", type=int, default=1, help="how often this request was tried, from 1")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads of each process")
+    parser.add_argument("--threads", type=int, default=0, help="of each process; 0: they share the cores")
     tier_help = "fast: a provisional verdict, early; redteam: the full tier, then hostile questions that can lower it"
     parser.add_argument("--tier", choices=("fast", "full", "redteam"), default="full", help=tier_help)
     parser.add_argument("--samples", type=int, help="answers the red team draws per question")

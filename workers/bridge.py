@@ -290,11 +290,10 @@ def _as_registered(version: ModelVersion) -> bool:
 
 
 def use_threads() -> None:
-    """Give torch the number of threads the operator set; 0 leaves it to torch."""
-    if settings.TORCH_THREADS:
-        import torch
+    """Give torch the threads that the operator set for each process; 0: the processes of a job share the cores."""
+    from ml import loop
 
-        torch.set_num_threads(settings.TORCH_THREADS)
+    loop.use_threads(settings.TORCH_THREADS, processes=settings.COMPUTE_PROCESSES)
 
 
 def _unless_empty(run: UnlearningRun, refs: dict[str, FileRef], name: str) -> FileRef | None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ml.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
 from ml.data.batches import EpochBatches
 from ml.errors import CheckpointError, EmptySetError, NonFiniteError, RunStoppedError, SpecError
-from ml.loop import Backward, LoopSettings, train
+from ml.loop import Backward, LoopSettings, train, use_threads
 from ml.specs import Progress
 
 SETTINGS = LoopSettings(steps=12, learning_rate=0.1, warmup_steps=3, checkpoint_every=4, report_every=3, check_every=2)
@@ -285,3 +285,14 @@ def test_a_batch_is_a_function_of_seed_and_step_alone() -> None:
 def test_batches_of_nothing_are_refused() -> None:
     with pytest.raises(EmptySetError):
         EpochBatches([], rows=2, seed=0)
+
+
+def test_processes_share_the_threads_that_one_would_take_unless_told_otherwise() -> None:
+    before = torch.get_num_threads()
+    try:
+        for given, processes, wanted in ((0, 1, 8), (0, 2, 4), (0, 16, 1), (3, 2, 3)):
+            torch.set_num_threads(8)
+            use_threads(given, processes=processes)
+            assert torch.get_num_threads() == wanted
+    finally:
+        torch.set_num_threads(before)
