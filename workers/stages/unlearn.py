@@ -49,7 +49,7 @@ def run(lease: Lease) -> None:
         refs = open_snapshots(target, unlearning, folder)
         spec = unlearning_spec(target, unlearning, refs, output=output, checkpoints=checkpoints.folder)
         use_threads()
-        with naming(unlearning.batch.before, unlearning.batch.before.base):
+        with naming(unlearning.batch.before):
             report = _unlearn(lease, spec, checkpoints, run=unlearning)
     probes = (checkpoints.folder / TRAINING_PROBES).read_bytes()
     sealed = seal_set(target, unlearning, PROBES, probes)
