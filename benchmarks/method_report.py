@@ -49,6 +49,8 @@ _TABLE: Final = (
     ("CPU s", "cpu_seconds"),
     ("MiB", "peak_mib"),
 )
+_WORDS: Final = frozenset({"model", "code", "verdict", "reasons", "refused"})
+"""Columns that are no numbers, even where they look like some: a digest may."""
 _PANEL: Final = (520, 380)
 _INSIDE: Final = (62, 44, 150, 60)  # left, top, right and bottom of a panel's frame
 _LOCAL: Final = {"gold": GREEN, "second gold": GREEN, "before": ORANGE, "base": ORANGE}
@@ -92,7 +94,7 @@ def read_rows(directory: Path, *, size: str, key: str) -> list[dict[str, Any]]:
         return []
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-        rows = [{name: _number(value) for name, value in row.items()} for row in document["rows"]]
+        rows = [{k: v if k in _WORDS else _number(v) for k, v in row.items()} for row in document["rows"]]
     except (ValueError, KeyError, TypeError, AttributeError) as exc:
         raise SpecError(f"{path.name} holds no results of a comparison; name another directory") from exc
     if document.get("key") != key:

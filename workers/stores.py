@@ -47,9 +47,9 @@ def clear_stores(target: ErasureTarget) -> None:
     for name in store_names(target.model):
         with waiting(name):
             result = drop_records(path_of(name), record_ids)
-        if result is not None:
-            _name_copies(target, result)
-        _adopt(target, name)
+            if result is not None:
+                _name_copies(target, result)
+            _adopt(target, name)
 
 
 def _name_copies(target: ErasureTarget, result: DeletionResult) -> None:
@@ -73,12 +73,17 @@ def _adopt(target: ErasureTarget, name: str) -> None:
     run = UnlearningRun.objects.filter(candidate=candidate).first() if candidate else None
     if candidate is None or run is None or exact_store(run.batch.before) != name or not was_exact(run):
         return
+    trials = trials_of(run)
+    if not trials:  # it was settled when the run's directory went; disposal clears once more
+        return
     try:
         taken = any(
             take_over(path_of(name), trial)
-            for trial in trials_of(run)
+            for trial in trials
             if candidate.manifest_sha256 in {copy.manifest_sha256 for copy in read_manifest(trial).copies}
         )
+    except StoreInUseError:
+        raise
     except (MlError, OSError) as exc:
         _log.warning("exact_store_not_adopted", run=run.pk, code=getattr(exc, "code", type(exc).__name__))
         return

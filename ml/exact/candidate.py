@@ -27,7 +27,6 @@ from ml.errors import (
     MlError,
     RecordError,
     SpecError,
-    StoreInUseError,
     UnknownRecordError,
 )
 from ml.exact.deletion import decide, delete_records
@@ -76,8 +75,7 @@ def unlearn_exactly(
     forget = read_records(spec.forget, what="forget set")
     retain = read_records(spec.retain, what="retain set")
     if not has_manifest(trial):
-        _refuse_impossible(spec, store, forget, retain, learned)
-        copy_store(store, trial)
+        copy_store(store, trial, _possible(spec, store, forget, retain, learned))
     result = _deleted(trial, {record.record_id for record in forget})
     manifest = _trained(spec, trial, retain, on_progress, should_stop)
     output = Path(spec.output_dir)
@@ -99,20 +97,19 @@ def _base(spec: UnlearningSpec) -> ModelRef:
 # --- can it be done -----------------------------------------------------------------------------------------------
 
 
-def _refuse_impossible(
+def _possible(
     spec: UnlearningSpec, store: Path, forget: Sequence[Record], retain: Sequence[Record], learned: Collection[str]
-) -> None:
-    """Raise `ExactImpossibleError` where the deletion, the training or the folding after it would be refused."""
+) -> ExactManifest:
+    """The store's manifest, or `ExactImpossibleError` where deletion, training or folding after it would be refused."""
     try:
         manifest = read_manifest(store)
         refuse_overlap(forget, retain)
         _refuse_other_store(spec, store, manifest)
         gone = _refuse_other_records(manifest, {record.record_id for record in forget}, learned)
         _refuse_changed(manifest, gone, retain)
-    except StoreInUseError:
-        raise
     except MlError as exc:
         raise ExactImpossibleError(str(exc)) from exc
+    return manifest
 
 
 def _refuse_other_store(spec: UnlearningSpec, store: Path, manifest: ExactManifest) -> None:
@@ -122,7 +119,7 @@ def _refuse_other_store(spec: UnlearningSpec, store: Path, manifest: ExactManife
         raise SpecError(f"store {store.name} keeps separate adapters; remove one with `python -m ml.exact delete`")
     if spec.model.manifest_sha256 not in {copy.manifest_sha256 for copy in manifest.copies}:
         raise SpecError(f"the model is no copy of store {store.name}: other adapters made it, or it changed since")
-    if not torch.device(manifest.device).type == "cpu" and not torch.accelerator.is_available():
+    if torch.device(manifest.device).type != "cpu" and not torch.accelerator.is_available():
         raise SpecError(f"store {store.name} is trained on {manifest.device}, which this host does not have")
     if manifest.seed < 0:
         raise SpecError(f"the seed of store {store.name} is below 0, which no statement can name")

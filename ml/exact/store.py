@@ -172,9 +172,15 @@ def opened(store: Path) -> Iterator[ExactManifest]:
         yield manifest
 
 
-def copy_store(store: Path, trial: Path) -> ExactManifest:
-    """Copy manifest, adapters and results of `store` to `trial`, whole or not at all; what is there is replaced."""
+def copy_store(store: Path, trial: Path, expected: ExactManifest) -> None:
+    """Copy manifest, adapters and results of `store` to `trial`, whole or not at all; what is there is replaced.
+
+    Raises:
+        StoreInUseError: another command is at work in the store, or made it another than `expected` meanwhile.
+    """
     with opened(store) as manifest:
+        if manifest != expected:
+            raise StoreInUseError(f"store {store.name} has just been changed; run this again")
         partial = trial.with_name(f"{trial.name}.partial")
         for old in (partial, trial):
             if old.exists():
@@ -187,7 +193,6 @@ def copy_store(store: Path, trial: Path) -> ExactManifest:
         write_manifest(partial, manifest)
         partial.rename(trial)
         sync_directory(trial.parent)
-    return manifest
 
 
 def finish(store: Path, manifest: ExactManifest) -> None:

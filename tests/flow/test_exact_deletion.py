@@ -108,7 +108,7 @@ def report_of(run: UnlearningRun) -> dict[str, Any]:
 
 
 def test_the_store_that_the_training_manifest_names_is_preferred_and_the_certificate_says_so(
-    stores: Stores, settings: Any
+    stores: Stores, settings: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folded_model()
     request = work_through(application(ALICE))
@@ -116,7 +116,11 @@ def test_the_store_that_the_training_manifest_names_is_preferred_and_the_certifi
     assert (run.method, report_of(run)["method"]) == (current_plan().method, EXACT_METHOD)
     assert [store for store, _ in stores.asked] == [Path(settings.EXACT_STORES) / "customers"]
     assert stores.dropped == []  # nothing is lost before the release
+    said: list[str] = []
+    monkeypatch.setattr(stores_in_cases._log, "warning", lambda event, **_: said.append(event))
     release(request)
+    assert len(stores.dropped) == 2  # at retirement, and once more before the keys go, when the trial is gone
+    assert said == ["exact_store_not_adopted"]  # this trial names no copy: said at retirement, and not again
     assert set(stores.dropped) == {Path(settings.EXACT_STORES) / "customers"}
     assert exact_store(ModelVersion.objects.get(status="serving")) == "customers"
     certificate = Certificate.objects.get()

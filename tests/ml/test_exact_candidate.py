@@ -20,7 +20,7 @@ from ml.exact.candidate import unlearn_exactly
 from ml.exact.deletion import delete_records
 from ml.exact.plan import Order, person_slice, separate_plan
 from ml.exact.serving import write_serving_copy
-from ml.exact.store import ExactManifest, locked, read_manifest, read_results, write_manifest
+from ml.exact.store import ExactManifest, copy_store, locked, read_manifest, read_results, write_manifest
 from ml.exact.training import train_exact
 from ml.reports import UnlearningReport
 from ml.specs import EXACT_METHOD, FileRef, ModelRef, Record, UnlearningSpec
@@ -183,6 +183,10 @@ def test_what_cannot_be_done_exactly_is_said_before_anything_is_copied(
         made(spec, tmp_path / "no store")
     with locked(store), pytest.raises(StoreInUseError):
         made(spec, store)
+    seen = read_manifest(store)
+    drop_records(store, of(place, 2))
+    with pytest.raises(StoreInUseError, match="has just been changed"):
+        copy_store(store, trial_of(spec), seen)
     assert not trial_of(spec).exists()
 
 

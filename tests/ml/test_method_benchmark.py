@@ -13,7 +13,7 @@ import pytest
 
 import benchmarks.methods as program
 from benchmarks.method_columns import WRONG_ANSWERS, Questions, beside_gold
-from benchmarks.method_report import mean_rows, tables
+from benchmarks.method_report import SPENT, mean_rows, read_rows, tables, write_results
 from benchmarks.method_worlds import REFERENCES, MethodWorld
 from benchmarks.methods import SIZES, main, settings_for
 from ml.data.dossiers import answered_span
@@ -129,6 +129,21 @@ def test_a_column_that_some_seed_lacks_has_no_mean_and_a_refusal_is_told() -> No
     text = tables([mean], size="quick", cpu_seconds=60.0, code=["0123"])
     assert "| ga | - |" in text
     assert "ga was refused: NonFiniteError: not finite" in text
+
+
+def test_rows_that_were_written_are_read_as_they_were_but_for_rounding(tmp_path: Path) -> None:
+    row = {
+        "seed": 1,
+        "forgotten": 2,
+        "model": "ga",
+        "code": "1234e5678901",
+        "refused": "no",
+        "verdict": "",
+        "reasons": "",
+    }
+    write_results(tmp_path, [row | {SPENT: 1.25}], size="quick", key="k")
+    assert read_rows(tmp_path, size="quick", key="k") == [row | {SPENT: 1.25}]
+    assert read_rows(tmp_path, size="full", key="k") == []
 
 
 # --- the whole ----------------------------------------------------------------------------------------------------
