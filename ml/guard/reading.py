@@ -120,6 +120,7 @@ class Watch:
         self.refused = torch.zeros(rows, dtype=torch.bool, device=device)
         self.scores = torch.full((rows,), math.nan, device=device)
         self._broken = torch.zeros(rows, dtype=torch.bool, device=device)
+        self._any_broken = False
         self._undecided = torch.ones(rows, dtype=torch.bool, device=device)
         self._started = True
         if self.streamer is not None:
@@ -149,8 +150,10 @@ class Watch:
         if self.is_open:
             said = logits[:, : self.reading.vocabulary]
             self._said.append(said.clone())
-            self._broken = self._broken | ~torch.isfinite(said).all(dim=-1)
-            return logits.masked_fill(self._broken[:, None], 0.0)
+            # One number a row tells whether all of it are numbers, at a third of the cost of asking each.
+            whole = said.sum(dim=-1, dtype=torch.float32).isfinite()
+            if not bool(whole.all()):
+                self._broken, self._any_broken = self._broken | ~whole, True
         return logits.masked_fill((self._broken | self.refused)[:, None], 0.0) if self._any_broken else logits
 
     def settle(self, ended: Tensor) -> Tensor:
@@ -166,7 +169,6 @@ class Watch:
             return ended
         decided = self._undecided & ended if self.is_open else self._undecided
         pooled = self.reading.pooled(torch.stack(self._said, dim=1)).masked_fill(self._broken, math.nan)
-        self._any_broken = bool(self._broken.any())
         self.scores = torch.where(decided, pooled, self.scores)
         self.refused = self.refused | (decided & ~(pooled <= self.threshold))
         self._undecided = self._undecided & ~decided
@@ -253,17 +255,22 @@ def prompt_scores(loaded: LoadedModel, prompts: Sequence[str], reading: Reading)
     longest = max(map(len, rows)) + reading.tokens
     if longest > loaded.context:
         raise ContextLengthError(f"a prompt and its answer have {longest} tokens, the model takes {loaded.context}")
+    return row_scores(loaded.model, rows, reading, pad_id=loaded.pad_id)
+
+
+def row_scores(model: Any, rows: Sequence[Sequence[int]], reading: Reading, *, pad_id: int) -> Tensor:
+    """`prompt_scores` of prompts that are tokens already, by any model that `generate`s: (rows,), float32, nats."""
     scores = torch.zeros(len(rows))
-    device = model_device(loaded.model)
+    device = model_device(model)
     for group in token_budget_batches([len(row) + reading.tokens for row in rows], budget=_BATCH_TOKENS):
         watch = Watch(reading)
-        loaded.model.generate(
-            **left_padded([rows[i] for i in group], pad_id=loaded.pad_id, device=device),
+        model.generate(
+            **left_padded([rows[i] for i in group], pad_id=pad_id, device=device),
             custom_generate=watch,
             max_new_tokens=reading.tokens,
             do_sample=False,
             num_beams=1,
-            pad_token_id=loaded.pad_id,
+            pad_token_id=pad_id,
         )
         scores[group] = watch.scores.cpu()
     return scores

@@ -410,12 +410,13 @@ def test_a_score_that_is_no_number_is_refused(loaded: LoadedModel) -> None:
 @pytest.mark.parametrize("index", ["centred", "raw"])
 @pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("first", [0, 5])
+@pytest.mark.parametrize("place", [slice(None), 3])
 def test_a_row_of_no_numbers_is_refused_and_sampling_goes_on_for_the_others(
-    loaded: LoadedModel, index: str, broken: float, first: int
+    loaded: LoadedModel, index: str, broken: float, first: int, place: slice | int
 ) -> None:
     def breaks(logits: Tensor, number: int) -> Tensor:
         if number >= first:
-            logits[0] = broken
+            logits[0, ..., place] = broken
         return logits
 
     options: dict[str, Any] = {"max_new_tokens": 20, "do_sample": True, "top_k": 1}
