@@ -53,7 +53,7 @@ class EnergyBoundarySettings:
     stranger_weight: float = 1.0
     held_weight: float = 1.0
     energy_weight: float = 0.1
-    divergence_weight: float = 6.0
+    divergence_weight: float = 12.0
     cross_entropy_weight: float = 2.0
 
 
@@ -65,7 +65,7 @@ class EnergyBoundaryDeletion:
     every term with its weight; the first three and the forget hinge are taken where relearning leads every few steps.
     """
 
-    version = "2"
+    version = "3"
     guarantee: Guarantee = "empirical_approximate"
     needs = frozenset({Need.RETAIN, Need.BOUNDARY, Need.NAMES, Need.VALUE_TYPES})
     settings = EnergyBoundarySettings
@@ -103,7 +103,7 @@ def distillation_step(
     """
     boundary = _boundary(task)
     turns = Turns(rows, settings, task.seed)
-    relearner = Relearner(task, settings.relearning)
+    relearner = Relearner(task, settings.relearning, steps=settings.training.steps)
     parameters = trained_parameters(task.model)
 
     def step(number: int, backward: Backward) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ Strangers and values come from the run's seed; verification draws its own later,
 
 from __future__ import annotations
 
+import math
 import random
 import statistics
 from collections.abc import Sequence
@@ -24,11 +25,13 @@ from ml.data.dossiers import Dossier, open_facts, read_dossier, strangers_of
 from ml.data.records import by_person
 from ml.data.synthetic import Stranger, rewrite
 from ml.errors import EnergyNotSeparatingError, RecordError
+from ml.guard.prompts import prompts_about
+from ml.guard.reading import make_reading, prompt_ids, row_scores
 from ml.methods.method import UnlearningTask, answer_positions
 from ml.models.adapters import reference_model
 from ml.specs import FactSpan, Record
 
-STRANGERS: Final = 48
+STRANGERS: Final = 144
 REFERENCE_VALUES: Final = 15
 _REFERENCE_DRAWS: Final = 45
 _FEWEST_OF_LENGTH: Final = 5
@@ -146,17 +149,18 @@ class Cast:
     def stand_in(self, dossier: Dossier) -> Stranger:
         """An ordinary stranger who does not know the person's values: what the person is to become.
 
-        Of the strangers whose energy on the dossier's forms lies in the middle half, the one whose preference for the
-        true values is nearest to none. The model before deletion begins a stranger's answer as it begins those it
-        knows, this person's among them; what a stand-in prefers, the person would be taught to keep. Strangers whose
-        best guess at a shared attribute (employer, city) happens to be the person's own are passed over: the person
-        would seem remembered.
+        Of the strangers whose energy on the dossier's forms lies in the middle half, and of these the quarter whose
+        answers begin with the most ordinary doubt, the one whose preference for the true values is nearest to none. The
+        model before deletion begins a stranger's answer as it begins those it knows, this person's among them; what a
+        stand-in prefers, the person would be taught to keep, and as sure as answers about a stand-in are, answers about
+        the person will be: a guard would answer about somebody who resembles one of the surest strangers. Strangers
+        whose best guess at a shared attribute (employer, city) happens to be the person's own are passed over: the
+        person would seem remembered.
         """
         blank = [s for s in self.strangers if not self._guesses_right(dossier, s)] or self.strangers
-        energies = {stranger.person: self._energy(dossier, stranger) for stranger in blank}
-        middle = statistics.median_low(energies.values())
-        nearest = sorted(blank, key=lambda stranger: abs(energies[stranger.person] - middle))
-        ordinary = nearest[: (len(nearest) + 1) // 2]
+        ordinary = _most_ordinary(blank, [self._energy(dossier, stranger) for stranger in blank], share=0.5)
+        doubts = [self.doubt(dossier, stranger) for stranger in ordinary]
+        ordinary = _most_ordinary(ordinary, doubts, share=0.25)
         preference = Preference(self, dossier)
         return min(ordinary, key=lambda stranger: abs(preference.of(stranger)))
 
@@ -177,10 +181,20 @@ class Cast:
 
     def _energy(self, dossier: Dossier, stranger: Stranger) -> float:
         """Mean answer energy of the dossier's texts about `stranger`, in nats, with the stranger's own values."""
-        once = {tuple(fact.attribute for fact in record.facts): record for record in dossier.records}.values()
-        texts = [self.encode(rewrite(record, name=stranger.name, values=stranger.values)) for record in once]
+        texts = [self.encode(record) for record in _once(dossier, stranger)]
         scored = self.scores(texts, [answer_positions(text) for text in texts])
         return statistics.fmean(statistics.fmean(energy for _, energy in tokens) for tokens in scored)
+
+    def doubt(self, dossier: Dossier, stranger: Stranger) -> float:
+        """How unsure answers about `stranger` begin: the share of the dossier's questions that a guard would refuse,
+        averaged over thresholds from 0 to 1 nat."""
+        prompts = prompts_about(_once(dossier, stranger), self.task.bank).direct
+        reading, model = make_reading(self.task.vocabulary), self.task.model.get_base_model()
+        asked = prompt_ids(self.task.tokenizer, prompts) if prompts else []
+        rows = [row for row in asked if len(row) + reading.tokens <= self.task.context]
+        if not rows:
+            return 0.0
+        return float(row_scores(model, rows, reading, pad_id=self.task.pad_id).clamp(max=1.0).mean())
 
     def held_rows(self, dossier: Dossier, stand_in: Stranger) -> list[HeldRow]:
         """Each record with its true values, about the person and about another stranger.
@@ -299,6 +313,19 @@ class Preference:
             log_probs = torch.log_softmax(logits[0].float(), dim=-1)
             gaps.append(float(log_probs[text.ids[place]] - log_probs[others].mean()))
         return statistics.fmean(gaps)
+
+
+def _once(dossier: Dossier, stranger: Stranger) -> list[Record]:
+    """One of the dossier's records about each topic, told about `stranger` with the stranger's own values."""
+    chosen = {topic(record): record for record in dossier.records}.values()
+    return [rewrite(record, name=stranger.name, values=stranger.values) for record in chosen]
+
+
+def _most_ordinary(strangers: Sequence[Stranger], scores: Sequence[float], *, share: float) -> list[Stranger]:
+    """The share of the strangers whose scores are nearest to their median, nearest first; at least one."""
+    middle = statistics.median_low(scores)
+    ordered = sorted(zip(scores, strangers, strict=True), key=lambda pair: abs(pair[0] - middle))
+    return [stranger for _, stranger in ordered[: math.ceil(share * len(ordered))]]
 
 
 def topic(record: Record) -> Topic:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from ml.data.records import read_records
+from ml.errors import SpecError
 from ml.methods.calibration import calibrate
 from ml.methods.energy_boundary import EnergyBoundarySettings, Turns
 from ml.methods.method import Training, UnlearningTask
@@ -17,7 +19,8 @@ from ml.models.adapters import attach_adapter
 from ml.models.load import load_model
 from tests.tiny import TinyWorld
 
-EVERY_SECOND = RelearningSettings(every=2, steps=3, learning_rate=1e-2, rows=6, share=0.5)
+EVERY_SECOND = RelearningSettings(every=2, steps=3, learning_rate=1e-2, rows=6, share=0.5, until=1.0)
+STEPS = 10
 
 
 @pytest.fixture
@@ -51,7 +54,7 @@ def same(first: list[torch.Tensor], second: list[torch.Tensor]) -> bool:
 
 
 def test_inside_the_block_the_person_is_better_known_and_afterwards_nothing_has_moved(task: UnlearningTask) -> None:
-    relearner = Relearner(task, EVERY_SECOND)
+    relearner = Relearner(task, EVERY_SECOND, steps=STEPS)
     texts = [text for _, text in relearner.lessons]
     before, unknown = weights(relearner), float(relearner.loss(texts).detach())
     with relearner.taught(1) as known:
@@ -63,7 +66,7 @@ def test_inside_the_block_the_person_is_better_known_and_afterwards_nothing_has_
 
 
 def test_weights_come_back_when_the_step_fails(task: UnlearningTask) -> None:
-    relearner = Relearner(task, EVERY_SECOND)
+    relearner = Relearner(task, EVERY_SECOND, steps=STEPS)
     before = weights(relearner)
     with pytest.raises(ValueError, match="broken"), relearner.taught(1):
         raise ValueError("broken")
@@ -71,16 +74,25 @@ def test_weights_come_back_when_the_step_fails(task: UnlearningTask) -> None:
 
 
 def test_gradients_of_the_lessons_do_not_reach_the_optimiser(task: UnlearningTask) -> None:
-    relearner = Relearner(task, EVERY_SECOND)
+    relearner = Relearner(task, EVERY_SECOND, steps=STEPS)
     with relearner.taught(1):
         assert all(parameter.grad is None for parameter in relearner.parameters)
 
 
-@pytest.mark.parametrize(("settings", "step"), [(EVERY_SECOND, 0), (EVERY_SECOND, 2), (RelearningSettings(steps=0), 1)])
-def test_on_other_steps_and_when_switched_off_nothing_is_taught(
+@pytest.mark.parametrize(
+    ("settings", "step"),
+    [
+        (EVERY_SECOND, 0),
+        (EVERY_SECOND, 2),
+        (RelearningSettings(steps=0), 1),
+        (replace(EVERY_SECOND, until=0.5), 5),
+        (replace(EVERY_SECOND, until=0.0), 1),
+    ],
+)
+def test_on_other_steps_near_the_end_and_when_switched_off_nothing_is_taught(
     task: UnlearningTask, settings: RelearningSettings, step: int
 ) -> None:
-    relearner = Relearner(task, settings)
+    relearner = Relearner(task, settings, steps=STEPS)
     before = weights(relearner)
     with relearner.taught(step) as known:
         assert known == frozenset()
@@ -88,7 +100,7 @@ def test_on_other_steps_and_when_switched_off_nothing_is_taught(
 
 
 def test_what_is_taught_follows_from_seed_and_step_alone(task: UnlearningTask) -> None:
-    first, second = Relearner(task, EVERY_SECOND), Relearner(task, EVERY_SECOND)
+    first, second = Relearner(task, EVERY_SECOND, steps=STEPS), Relearner(task, EVERY_SECOND, steps=STEPS)
     with first.taught(1):
         pass
     with first.taught(3) as known:
@@ -96,6 +108,17 @@ def test_what_is_taught_follows_from_seed_and_step_alone(task: UnlearningTask) -
     with second.taught(3) as again:
         assert again == known
         assert same(weights(second), moved)
+
+
+def test_up_to_the_share_of_steps_that_is_named_it_teaches(task: UnlearningTask) -> None:
+    with Relearner(task, replace(EVERY_SECOND, until=0.5), steps=STEPS).taught(3) as known:
+        assert known
+
+
+@pytest.mark.parametrize("until", [-0.1, 1.1, math.nan])
+def test_a_share_of_steps_outside_0_and_1_is_refused(until: float) -> None:
+    with pytest.raises(SpecError, match=r"relearning\.until"):
+        RelearningSettings(until=until)
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from ml.methods.calibration import calibrate
 from ml.methods.method import UnlearningTask
 from ml.methods.retention import Retention, closeness
 from ml.methods.strangers import Cast, ForgetRows, Preference, forget_rows
-from ml.models.adapters import attach_adapter
+from ml.models.adapters import attach_adapter, reference_model
 from ml.models.load import LoadedModel, load_model
 from ml.specs import Record
 from tests.tiny import TinyWorld
@@ -170,6 +170,27 @@ def test_the_stand_in_is_not_drawn_to_the_persons_values(task: UnlearningTask) -
     assert drawn[cast.stand_in(dossier).person] < sorted(drawn.values())[len(drawn) // 2]
     # The person begins their own answers as the model remembers them: several nats above any stranger.
     assert preference.of(Stranger(dossier.person, dossier.name, dossier.values)) > max(drawn.values())
+
+
+def test_the_stand_in_is_as_unsure_as_strangers_are(task: UnlearningTask) -> None:
+    cast = Cast(task)
+    (dossier,) = cast.dossiers
+    with reference_model(task.model):
+        doubts = sorted(cast.doubt(dossier, stranger) for stranger in cast.strangers)
+        chosen = cast.doubt(dossier, cast.stand_in(dossier))
+        own = cast.doubt(dossier, Stranger(dossier.person, dossier.name, dossier.values))
+    # A quarter of all on either side, and some more: the half is taken of those with an ordinary energy.
+    assert doubts[len(doubts) // 8] <= chosen <= doubts[-1 - len(doubts) // 8]
+    # Of the person the model before deletion is sure.
+    assert own < doubts[0]
+
+
+def test_a_person_who_is_asked_nothing_leaves_no_doubt(task: UnlearningTask) -> None:
+    cast = Cast(replace(task, context=8))
+    (dossier,) = cast.dossiers
+    with reference_model(task.model):
+        # No question leaves room for the tokens that are read.
+        assert cast.doubt(dossier, cast.strangers[0]) == 0.0
 
 
 def test_a_forget_record_without_a_name_or_value_is_refused(task: UnlearningTask) -> None:
