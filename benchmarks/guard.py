@@ -22,16 +22,18 @@ import random
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Final, get_args
 
 import torch
 
 from ml.command_line import USAGE_ERROR, file_ref
 from ml.data.people import make_world, throw_away_records
-from ml.data.questions import read_bank
+from ml.data.questions import QuestionBank, read_bank
 from ml.data.records import read_records
 from ml.energy import EnergyIndex, auroc
 from ml.errors import MlError
@@ -56,6 +58,7 @@ from ml.models.load import LoadedModel, load_model, model_ref
 from ml.models.save import publish_model
 from ml.models.scratch import ModelShape, train_tokenizer, untrained_llama
 from ml.reference import PRESETS, ReferencePaths
+from ml.specs import Record
 
 MOST_OVERHEAD: Final = 0.02
 FEWEST_REFUSED: Final = 0.90
@@ -165,17 +168,20 @@ class Tried:
     separation: dict[Asked, float]
 
 
-def make_asking(paths: ReferencePaths, *, prompts: int, seed: int) -> Asking:
-    """Draw prompts from a reference directory, at most `prompts` of each group and wording.
+def make_asking(
+    *,
+    forget: Sequence[Record],
+    retain: Sequence[Record],
+    newcomers: Sequence[Record],
+    bank: QuestionBank,
+    prompts: int,
+    seed: int,
+) -> Asking:
+    """Draw prompts, at most `prompts` of each group and wording.
 
     Retained prompts are halved; strangers serve calibration, and newcomers, whom no model learned, the trial.
     """
     rng = random.Random(f"guard:{seed}")  # noqa: S311 - to be repeated, not secret
-    bank = read_bank(file_ref(paths.bank))
-    forget, retain, newcomers = (
-        read_records(file_ref(paths.snapshots / f"{name}.jsonl"), what=f"{name} set")
-        for name in ("forget", "retain", "bystanders")
-    )
     strangers = strangers_like(retain, [*forget, *newcomers], bank, each=STRANGERS_EACH, rng=rng)
     kept = prompts_about(retain, bank).sampled(2 * prompts, rng)
     first = PromptSet(kept.direct[::2], kept.paraphrased[::2])
@@ -185,6 +191,16 @@ def make_asking(paths: ReferencePaths, *, prompts: int, seed: int) -> Asking:
     return Asking(
         {"retained": first, "never_seen": unknown}, {"retained": second, "never_seen": new, "deleted": deleted}
     )
+
+
+def asking_of(paths: ReferencePaths, *, prompts: int, seed: int) -> Asking:
+    """`make_asking` of the people of a reference directory."""
+    forget, retain, newcomers = (
+        read_records(file_ref(paths.snapshots / f"{name}.jsonl"), what=f"{name} set")
+        for name in ("forget", "retain", "bystanders")
+    )
+    bank = read_bank(file_ref(paths.bank))
+    return make_asking(forget=forget, retain=retain, newcomers=newcomers, bank=bank, prompts=prompts, seed=seed)
 
 
 def tried(loaded: LoadedModel, reading: Reading, margins: Margins, asking: Asking, *, budget: float) -> Tried:
@@ -199,21 +215,28 @@ def tried(loaded: LoadedModel, reading: Reading, margins: Margins, asking: Askin
     )
 
 
-def shortcomings(candidate: Tried, gold: Tried) -> list[str]:
-    """What the candidate's guard lacks; empty when it keeps every limit."""
+def shortcomings(pairs: Sequence[tuple[Tried, Tried]]) -> list[str]:
+    """What the guards of some candidates lack beside gold's, on the mean over all; empty when every limit is kept."""
     lacking = [
         f"{name}: {one.calibration.reason}"
-        for name, one in (("candidate", candidate), ("gold", gold))
+        for pair in pairs
+        for name, one in zip(("candidate", "gold"), pair, strict=True)
         if one.calibration.status != "calibrated"
     ]
-    lacking += [
-        f"refuses {row.rate:.3f} of {row.asked} prompts about {row.group} people"
-        for row in candidate.rates
-        if row.group != "retained" and row.rate < FEWEST_REFUSED
-    ]
-    for asked, found in candidate.separation.items():
-        if abs(found - gold.separation[asked]) > FURTHEST_APART:
-            lacking.append(f"AUROC {found:.3f} on {asked} prompts, gold {gold.separation[asked]:.3f}")
+    rates: defaultdict[tuple[Group, Asked], list[float]] = defaultdict(list)
+    apart: defaultdict[Asked, list[tuple[float, float]]] = defaultdict(list)
+    for candidate, gold in pairs:
+        for row in candidate.rates:
+            rates[row.group, row.asked].append(row.rate)
+        for asked, area in candidate.separation.items():
+            apart[asked].append((area, gold.separation[asked]))
+    for (group, asked), found in rates.items():
+        if group != "retained" and fmean(found) < FEWEST_REFUSED:
+            lacking.append(f"refuses {fmean(found):.3f} of {asked} prompts about {group} people")
+    for asked, areas in apart.items():
+        own, theirs = (fmean(side) for side in zip(*areas, strict=True))
+        if abs(own - theirs) > FURTHEST_APART:
+            lacking.append(f"AUROC {own:.3f} on {asked} prompts, gold {theirs:.3f}")
     return lacking
 
 
@@ -223,7 +246,7 @@ def _reading(options: argparse.Namespace, vocabulary: int) -> Reading:
 
 def _refusals(options: argparse.Namespace) -> int:
     paths = ReferencePaths(options.reference)
-    asking = make_asking(paths, prompts=options.prompts, seed=options.seed)
+    asking = asking_of(paths, prompts=options.prompts, seed=options.seed)
     before = load_model(model_ref(paths.model("before")))
     reading = _reading(options, len(before.tokenizer))
     margins = measure_margins(before, reading, **asking.calibration)
@@ -233,7 +256,7 @@ def _refusals(options: argparse.Namespace) -> int:
         for name, path in models.items()
     }
     sys.stdout.write(refusal_table(found["candidate"], found["gold"]))
-    lacking = shortcomings(found["candidate"], found["gold"])
+    lacking = shortcomings([(found["candidate"], found["gold"])])
     sys.stdout.write("".join(f"short of the limit: {line}\n" for line in lacking))
     return 1 if lacking else 0
 

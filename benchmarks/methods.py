@@ -192,6 +192,21 @@ class Comparison:
             )
         return self._worlds[key]
 
+    def model(self, cell: Cell) -> ModelRef | None:
+        """The cell's model, or `None` where its method refused to make one.
+
+        Raises:
+            SpecError: it was not made yet, or is gone.
+        """
+        if cell.model in REFERENCES:
+            return self.world(cell).model(cell.model)
+        if "refused" in finished(self.work / "jobs", f"make-{cell.name}"):
+            return None
+        path = self._run(cell) / "model"
+        if not path.exists():
+            raise SpecError(f"the model of {cell.name} is gone; remove the job make-{cell.name} to make it again")
+        return model_ref(path)
+
     # --- jobs ---
 
     def _made(self, cell: Cell) -> dict[str, Json]:
@@ -202,7 +217,7 @@ class Comparison:
         return unlearned_alone(self._unlearning(cell))
 
     def _measured(self, cell: Cell) -> dict[str, Any]:
-        ref = self._ref(cell)
+        ref = self.model(cell)
         if ref is None:
             return {}
         questions = Questions(self.world(cell), people=self.sizes.people)
@@ -210,7 +225,7 @@ class Comparison:
 
     def _judged(self, cell: Cell) -> dict[str, Json]:
         """Verdict of the fast tier on the first of the forgotten."""
-        ref = self._ref(cell)
+        ref = self.model(cell)
         if ref is None:
             return {}
         world = self.world(cell)
@@ -219,17 +234,6 @@ class Comparison:
         )
 
     # --- parts of jobs ---
-
-    def _ref(self, cell: Cell) -> ModelRef | None:
-        """The cell's model, or `None` where its method refused to make one."""
-        if cell.model in REFERENCES:
-            return self.world(cell).model(cell.model)
-        if "refused" in finished(self.work / "jobs", f"make-{cell.name}"):
-            return None
-        path = self._run(cell) / "model"
-        if not path.exists():
-            raise SpecError(f"the model of {cell.name} is gone; remove the job make-{cell.name} to make it again")
-        return model_ref(path)
 
     def _run(self, cell: Cell) -> Path:
         return self.work / "runs" / cell.name

@@ -6,6 +6,7 @@ import io
 import json
 import shutil
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from benchmarks.guard import (
     Asking,
     Tried,
-    make_asking,
+    asking_of,
     overhead,
     refusal_table,
     refusing_nobody,
@@ -23,13 +24,15 @@ from benchmarks.guard import (
     tried,
     untrained,
 )
+from benchmarks.guarded import Guarded, picture, row_of, table
+from benchmarks.methods import Cell
 from ml.data.dossiers import paraphrases, read_dossier
 from ml.data.people import newcomers
 from ml.data.probes import probe_digests, write_probe_digests
 from ml.data.questions import write_bank
 from ml.data.records import write_records
 from ml.guard.__main__ import main
-from ml.guard.calibrate import GuardCalibration, Margins, RefusalRate, measure_margins
+from ml.guard.calibrate import Asked, Group, GuardCalibration, Margins, RefusalRate, measure_margins
 from ml.guard.prompts import PromptSet
 from ml.guard.reading import left_padded, make_reading, prompt_ids
 from ml.guard.refusal import WORDING
@@ -41,6 +44,7 @@ from ml.reports import ProbeSet, UnlearningReport
 from tests.tiny import TINY, TinyWorld, tiny_model, tiny_world
 
 WORLD = tiny_world()
+WORDINGS: tuple[Asked, ...] = ("direct", "paraphrased")
 
 
 @pytest.fixture(scope="module")
@@ -227,7 +231,36 @@ def tried_as(rate: float, separation: float, status: str = "calibrated") -> Trie
     ],
 )
 def test_each_limit_of_the_benchmark_can_be_missed(candidate: Tried, gold: Tried, lacking: int) -> None:
-    assert len(shortcomings(candidate, gold)) == lacking
+    assert len(shortcomings([(candidate, gold)])) == lacking
+
+
+def test_limits_hold_for_the_mean_and_calibration_for_each() -> None:
+    pairs = [(tried_as(rate, area), tried_as(0.0, 0.50)) for rate, area in ((0.86, 0.36), (0.96, 0.46))]
+    assert shortcomings(pairs) == []
+    assert len(shortcomings([*pairs, (tried_as(0.90, 0.50, "not_calibrated"), tried_as(0.0, 0.50))])) == 1
+    assert len(shortcomings([*pairs, (tried_as(0.80, 0.10), tried_as(0.0, 0.50))])) == 2
+
+
+def guarded_as(seed: int, rate: float) -> Guarded:
+    groups: tuple[tuple[Group, Asked], ...] = tuple(product(("retained", "never_seen", "deleted"), WORDINGS))
+    found = tried_as(rate, 0.5)
+    rates = tuple(RefusalRate(*place, 0, 1, 0.01 if place[0] == "retained" else rate, 0.0, 1.0) for place in groups)
+    side = replace(found, rates=rates, separation=dict.fromkeys(WORDINGS, 0.5))
+    return Guarded(Cell(seed, 1, "energy_boundary"), side, side)
+
+
+def test_a_table_of_guards_has_each_cell_their_mean_and_what_is_lacking() -> None:
+    cells = [guarded_as(1, 0.97), guarded_as(2, 0.88)]
+    text = table(cells)
+    assert [line.split(" | ")[1] for line in text.splitlines() if "energy_boundary" in line] == ["1", "2", "mean"]
+    assert "0.925 (0.925)" in text
+    assert "2 of 2" in text
+    assert "Short of the limit" not in text
+    lacking = table([*cells, guarded_as(3, 0.70)])
+    assert "refuses 0.850 of paraphrased prompts about deleted people" in lacking
+    drawn = picture([row_of(cell) for cell in cells])
+    assert drawn.count("<circle") == 2 * 2 * 6
+    assert "deleted direct: 0.93, gold 0.93" in drawn
 
 
 @pytest.mark.slow
@@ -240,7 +273,7 @@ def test_the_benchmark_shows_the_candidate_beside_gold(tiny: TinyWorld, tmp_path
         shutil.copy(getattr(tiny, name).path, paths.snapshots / f"{name}.jsonl")
     drawn = newcomers(tiny.world, seed=0, people=6, forms_per_fact=2)
     write_records(paths.snapshots / "bystanders.jsonl", [record for _, records in drawn for record in records])
-    drawn_asking = make_asking(paths, prompts=75, seed=0)
+    drawn_asking = asking_of(paths, prompts=75, seed=0)
     sides = (drawn_asking.calibration, drawn_asking.trial)
     assert not set(sides[0]["retained"].texts) & set(sides[1]["retained"].texts)
     assert not set(sides[0]["never_seen"].texts) & set(sides[1]["never_seen"].texts)

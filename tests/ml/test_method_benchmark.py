@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import benchmarks.methods as program
+from benchmarks.guarded import main as guarded_main
 from benchmarks.method_columns import WRONG_ANSWERS, Questions, beside_gold
 from benchmarks.method_report import SPENT, mean_rows, read_rows, tables, write_results
 from benchmarks.method_worlds import REFERENCES, MethodWorld
@@ -228,3 +229,17 @@ def test_a_model_that_is_gone_is_missed_and_never_taken_for_a_refusal(finished: 
     comparison = program.Comparison(work, QUICK)
     with pytest.raises(SpecError, match=f"remove the job make-{cell.name}"):
         comparison.jobs()[f"measure-{cell.name}"]()
+
+
+@pytest.mark.slow
+def test_a_guard_is_tried_before_models_that_are_there_and_trains_none(
+    finished: Finished, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = sorted(path.name for path in finished.work.rglob("*"))
+    command = ["--work", str(finished.work), "--out", str(tmp_path), "--size", "quick", "--methods", "grad_diff"]
+    # This tiny model was trained on too little for energies to differ in other words; the reason is told.
+    assert guarded_main([*command, "--prompts", "60", "--budget", "0.1"]) == 2
+    assert "AUROC" in capsys.readouterr().err
+    assert guarded_main([*command[:-1], "npo"]) == 2
+    assert "is not finished" in capsys.readouterr().err
+    assert sorted(path.name for path in finished.work.rglob("*")) == made
