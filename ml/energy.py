@@ -27,6 +27,10 @@ RETAINED_QUANTILE: Final = 0.90
 NEVER_SEEN_QUANTILE: Final = 0.50
 SMALLEST_AUROC: Final = 0.80
 THIN_BOUNDARY_SD: Final = 0.5
+RELATIVE_TEMPERATURE: Final = 1.5
+"""For the relative index: on a reference model it told known from unknown best among 1, 1.5, 2 and 3."""
+FIRST_TOKENS: Final = 8
+"""How many tokens of an answer tell whether it is known: a guard buffers no more."""
 
 
 class ThinBoundaryWarning(UserWarning):

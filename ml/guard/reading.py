@@ -19,17 +19,15 @@ from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria
 from transformers.generation import BaseStreamer, GenerationMode
 
 from ml.data.collate import token_budget_batches
-from ml.energy import EnergyIndex, token_energy
+from ml.energy import FIRST_TOKENS, RELATIVE_TEMPERATURE, EnergyIndex, token_energy
 from ml.errors import ContextLengthError, EmptySetError, GuardUnsupportedError, SpecError
 from ml.models.backbone import model_device
 from ml.models.load import LoadedModel
 
 ReadAt: TypeAlias = Literal["prefill", "answer"]
 Pooling: TypeAlias = Literal["mean", "highest"]
-TOKENS: Final = {"prefill": 1, "answer": 8}
-"""Logit vectors that each reading pools: the one after the prompt, or those of the first 8 answer tokens."""
-RELATIVE_TEMPERATURE: Final = 1.5
-"""For the relative index: on a reference model it told known from unknown best among 1, 1.5, 2 and 3."""
+TOKENS: Final = {"prefill": 1, "answer": FIRST_TOKENS}
+"""Logit vectors that each reading pools: the one after the prompt, or those of the first answer tokens."""
 _BATCH_TOKENS: Final = 4096
 
 
@@ -151,9 +149,10 @@ class Watch:
             said = logits[:, : self.reading.vocabulary]
             self._said.append(said.clone())
             # One number a row tells whether all of it are numbers, at a third of the cost of asking each.
-            whole = said.sum(dim=-1, dtype=torch.float32).isfinite()
-            if not bool(whole.all()):
-                self._broken, self._any_broken = self._broken | ~whole, True
+            if not bool(said.sum(dim=-1).isfinite().all()):
+                # A sum of numbers may be too large to be one.
+                self._broken = self._broken | ~torch.isfinite(said).all(dim=-1)
+                self._any_broken = bool(self._broken.any())
         return logits.masked_fill((self._broken | self.refused)[:, None], 0.0) if self._any_broken else logits
 
     def settle(self, ended: Tensor) -> Tensor:
@@ -255,22 +254,17 @@ def prompt_scores(loaded: LoadedModel, prompts: Sequence[str], reading: Reading)
     longest = max(map(len, rows)) + reading.tokens
     if longest > loaded.context:
         raise ContextLengthError(f"a prompt and its answer have {longest} tokens, the model takes {loaded.context}")
-    return row_scores(loaded.model, rows, reading, pad_id=loaded.pad_id)
-
-
-def row_scores(model: Any, rows: Sequence[Sequence[int]], reading: Reading, *, pad_id: int) -> Tensor:
-    """`prompt_scores` of prompts that are tokens already, by any model that `generate`s: (rows,), float32, nats."""
     scores = torch.zeros(len(rows))
-    device = model_device(model)
+    device = model_device(loaded.model)
     for group in token_budget_batches([len(row) + reading.tokens for row in rows], budget=_BATCH_TOKENS):
         watch = Watch(reading)
-        model.generate(
-            **left_padded([rows[i] for i in group], pad_id=pad_id, device=device),
+        loaded.model.generate(
+            **left_padded([rows[i] for i in group], pad_id=loaded.pad_id, device=device),
             custom_generate=watch,
             max_new_tokens=reading.tokens,
             do_sample=False,
             num_beams=1,
-            pad_token_id=pad_id,
+            pad_token_id=loaded.pad_id,
         )
         scores[group] = watch.scores.cpu()
     return scores

@@ -20,7 +20,7 @@ from transformers.generation import BaseStreamer
 from ml.data.people import throw_away_records
 from ml.data.questions import read_bank
 from ml.data.records import read_records
-from ml.energy import EnergyBoundary, auroc, sequence_energy, token_energy
+from ml.energy import RELATIVE_TEMPERATURE, EnergyBoundary, auroc, sequence_energy, token_energy
 from ml.errors import (
     ContextLengthError,
     DigestMismatchError,
@@ -44,7 +44,7 @@ from ml.guard.calibrate import (
     try_deleted,
 )
 from ml.guard.prompts import PromptSet, prompts_about, strangers_like
-from ml.guard.reading import RELATIVE_TEMPERATURE, Reading, Watch, left_padded, make_reading, prompt_ids, prompt_scores
+from ml.guard.reading import Reading, Watch, left_padded, make_reading, prompt_ids, prompt_scores
 from ml.guard.refusal import WORDING, Guard
 from ml.models.load import LoadedModel, load_model
 from ml.wording import check_wording
@@ -427,6 +427,18 @@ def test_a_row_of_no_numbers_is_refused_and_sampling_goes_on_for_the_others(
         )
     assert answers.refused == (True, False)
     assert torch.equal(answers.sequences[1], free[1])
+
+
+def test_numbers_whose_sum_is_too_large_to_be_one_are_numbers(loaded: LoadedModel) -> None:
+    def masks(logits: Tensor, number: int) -> Tensor:
+        logits[..., 3:5] = torch.finfo(torch.float32).min
+        return logits
+
+    with edited_logits(loaded, masks):
+        answers = Guard(loaded, calibrated(loaded, 1000.0, index="relative")).generate(
+            **inputs(loaded, [SHORT]), max_new_tokens=8, do_sample=False
+        )
+    assert answers.refused == (False,)
 
 
 @pytest.mark.parametrize("at", ["prefill", "answer"])
