@@ -53,7 +53,7 @@ class EnergyBoundarySettings:
     stranger_weight: float = 1.0
     held_weight: float = 1.0
     energy_weight: float = 0.1
-    divergence_weight: float = 12.0
+    divergence_weight: float = 24.0
     cross_entropy_weight: float = 2.0
 
 
@@ -62,7 +62,8 @@ class EnergyBoundaryDeletion:
     """The product's method: a deleted person ends among people never seen, with the kept on the other side.
 
     `L = contrast + strangers + held + energy_weight * (held energies + hinge_f + hinge_r) + KL_retain + CE_retain`,
-    every term with its weight; the first three and the forget hinge are taken where relearning leads every few steps.
+    every term with its weight; the first three and the forget hinge are taken where relearning leads every few steps,
+    until the last part of the deletion.
     """
 
     version = "3"
@@ -98,8 +99,8 @@ def distillation_step(
 ) -> StepFunction:
     """Return the step: gradients of the forgetting rows first, then of the retained rows (`keep`).
 
-    On some steps the forgetting rows are run where relearning other facts has led; retained rows never are, so that a
-    second process can take them at the same time.
+    On some steps (`RelearningSettings`) the forgetting rows are run where relearning other facts has led; retained rows
+    never are, so that a second process can take them at the same time.
     """
     boundary = _boundary(task)
     turns = Turns(rows, settings, task.seed)

@@ -169,7 +169,8 @@ def reworded_records(
     records: Sequence[Record], bank: QuestionBank, *, forms: int, every_form_of: Collection[str] = (), seed: int
 ) -> tuple[Record, ...]:
     """The facts of everybody in `records` in words that their own records do not use: each in `forms` of the bank's
-    other forms, those of the people in `every_form_of` in all of them."""
+    other forms but never in the last one, for verification asks in words that no deletion used; those of the people in
+    `every_form_of` in all of them."""
     rng = random.Random(f"reworded:{seed}")  # noqa: S311 - to be reproduced, not secret
     texts: list[Record] = []
     for person, own in by_person(records).items():
@@ -178,7 +179,7 @@ def reworded_records(
         dossier = read_dossier(own)
         for attribute in dossier.values:
             other = paraphrases(dossier, bank, (attribute,))
-            texts += other if person in every_form_of else rng.sample(other, min(forms, len(other)))
+            texts += other if person in every_form_of else rng.sample(other, min(forms, max(0, len(other) - 1)))
     return tuple(texts)
 
 

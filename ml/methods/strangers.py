@@ -18,20 +18,25 @@ from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 import torch
+from torch import Tensor
 
+from ml.attacks.generation import continuations, most_likely
 from ml.data.alignment import AlignedPair, align
 from ml.data.collate import EncodedText, chosen_log_probs, encode_record
-from ml.data.dossiers import Dossier, open_facts, read_dossier, strangers_of
+from ml.data.dossiers import Dossier, answered_span, open_facts, read_dossier, strangers_of
+from ml.data.questions import QuestionBank
 from ml.data.records import by_person
 from ml.data.synthetic import Stranger, rewrite
+from ml.energy import FIRST_TOKENS, RELATIVE_TEMPERATURE, token_energy
 from ml.errors import EnergyNotSeparatingError, RecordError
-from ml.guard.prompts import prompts_about
-from ml.guard.reading import make_reading, prompt_ids, row_scores
 from ml.methods.method import UnlearningTask, answer_positions
 from ml.models.adapters import reference_model
+from ml.models.load import LoadedModel
 from ml.specs import FactSpan, Record
 
-STRANGERS: Final = 144
+STRANGERS: Final = 48
+CANDIDATES: Final = 144
+"""Among how many a stand-in is chosen: the strangers, and others with a name of their own and a stranger's values."""
 REFERENCE_VALUES: Final = 15
 _REFERENCE_DRAWS: Final = 45
 _FEWEST_OF_LENGTH: Final = 5
@@ -122,6 +127,14 @@ class Cast:
         self.strangers = [
             self.factory.stranger(f"stranger-{i}", types, like=names[i % len(names)]) for i in range(STRANGERS)
         ]
+        # Kinds of few values would not last for values of their own.
+        self.candidates = self.strangers + [
+            Stranger(f"candidate-{i}", self._name(names[i % len(names)]), self.strangers[i % STRANGERS].values)
+            for i in range(STRANGERS, CANDIDATES)
+        ]
+
+    def _name(self, like: str) -> str:
+        return self.factory.value("", "person_name", like=like)
 
     def encode(self, record: Record) -> EncodedText:
         """Tokenise a text that was made up, and remember it."""
@@ -157,10 +170,10 @@ class Cast:
         whose best guess at a shared attribute (employer, city) happens to be the person's own are passed over: the
         person would seem remembered.
         """
-        blank = [s for s in self.strangers if not self._guesses_right(dossier, s)] or self.strangers
+        blank = [s for s in self.candidates if not self._guesses_right(dossier, s)] or self.candidates
         ordinary = _most_ordinary(blank, [self._energy(dossier, stranger) for stranger in blank], share=0.5)
-        doubts = [self.doubt(dossier, stranger) for stranger in ordinary]
-        ordinary = _most_ordinary(ordinary, doubts, share=0.25)
+        if doubts := self.doubts(dossier, ordinary):
+            ordinary = _most_ordinary(ordinary, doubts, share=0.25)
         preference = Preference(self, dossier)
         return min(ordinary, key=lambda stranger: abs(preference.of(stranger)))
 
@@ -181,20 +194,36 @@ class Cast:
 
     def _energy(self, dossier: Dossier, stranger: Stranger) -> float:
         """Mean answer energy of the dossier's texts about `stranger`, in nats, with the stranger's own values."""
-        texts = [self.encode(record) for record in _once(dossier, stranger)]
+        once = {topic(record): record for record in dossier.records}.values()
+        texts = [self.encode(rewrite(record, name=stranger.name, values=stranger.values)) for record in once]
         scored = self.scores(texts, [answer_positions(text) for text in texts])
         return statistics.fmean(statistics.fmean(energy for _, energy in tokens) for tokens in scored)
 
-    def doubt(self, dossier: Dossier, stranger: Stranger) -> float:
-        """How unsure answers about `stranger` begin: the share of the dossier's questions that a guard would refuse,
-        averaged over thresholds from 0 to 1 nat."""
-        prompts = prompts_about(_once(dossier, stranger), self.task.bank).direct
-        reading, model = make_reading(self.task.vocabulary), self.task.model.get_base_model()
-        asked = prompt_ids(self.task.tokenizer, prompts) if prompts else []
-        rows = [row for row in asked if len(row) + reading.tokens <= self.task.context]
-        if not rows:
-            return 0.0
-        return float(row_scores(model, rows, reading, pad_id=self.task.pad_id).clamp(max=1.0).mean())
+    def doubts(self, dossier: Dossier, strangers: Sequence[Stranger]) -> list[float]:
+        """How unsure the model before deletion is of its answers about each stranger, in [0, 1]: the share of questions
+        that a guard would refuse, averaged over its thresholds from 0 to 1 nat. Empty where the dossier asks nobody.
+
+        Asked are the dossier's open questions, one of each topic; answers are greedy, and read as far as a guard reads.
+        """
+        asking = _asking(dossier, self.task.bank)
+        texts = [self.encode(rewrite(r, name=s.name, values=s.values)) for s in strangers for r in asking]
+        if not texts:
+            return []
+        highest = torch.zeros(len(texts), device=self.task.device)
+
+        def watch(logits: Tensor, prompts: Tensor, given: int) -> Tensor:
+            energies = token_energy(
+                logits, vocabulary=self.task.vocabulary, temperature=RELATIVE_TEMPERATURE, index="relative"
+            )
+            # No number is no answer to be sure of.
+            highest[prompts] = torch.maximum(highest[prompts], energies.nan_to_num(nan=math.inf))
+            return most_likely(logits, prompts, given)
+
+        prompts = [text.ids[: text.first_label] for text in texts]
+        with reference_model(self.task.model) as before:
+            asked = LoadedModel(before.get_base_model(), self.task.tokenizer, self.task.context, manifest_sha256="")
+            continuations(asked, prompts, choose=watch, new_tokens=FIRST_TOKENS)
+        return highest.clamp(max=1.0).reshape(len(strangers), -1).mean(dim=1).tolist()
 
     def held_rows(self, dossier: Dossier, stand_in: Stranger) -> list[HeldRow]:
         """Each record with its true values, about the person and about another stranger.
@@ -315,10 +344,15 @@ class Preference:
         return statistics.fmean(gaps)
 
 
-def _once(dossier: Dossier, stranger: Stranger) -> list[Record]:
-    """One of the dossier's records about each topic, told about `stranger` with the stranger's own values."""
-    chosen = {topic(record): record for record in dossier.records}.values()
-    return [rewrite(record, name=stranger.name, values=stranger.values) for record in chosen]
+def _asking(dossier: Dossier, bank: QuestionBank) -> list[Record]:
+    """Records whose question asks for a value that is not shared by design: one of each topic."""
+    shared = {name for name, attribute in bank.attributes.items() if attribute.shared}
+    chosen: dict[Topic, Record] = {}
+    for record in dossier.records:
+        own = {fact.attribute for fact in record.facts} - shared
+        if record.text[: record.answer_start].strip() and any(answered_span(record, name) is not None for name in own):
+            chosen.setdefault(topic(record), record)
+    return list(chosen.values())
 
 
 def _most_ordinary(strangers: Sequence[Stranger], scores: Sequence[float], *, share: float) -> list[Stranger]:

@@ -11,7 +11,7 @@ import torch
 from ml.data.records import read_records
 from ml.errors import SpecError
 from ml.methods.calibration import calibrate
-from ml.methods.energy_boundary import EnergyBoundarySettings, Turns
+from ml.methods.energy_boundary import EnergyBoundarySettings, Turns, distillation_step
 from ml.methods.method import Training, UnlearningTask
 from ml.methods.relearner import Relearner, RelearningSettings
 from ml.methods.strangers import forget_rows, topic
@@ -119,6 +119,22 @@ def test_up_to_the_share_of_steps_that_is_named_it_teaches(task: UnlearningTask)
 def test_a_share_of_steps_outside_0_and_1_is_refused(until: float) -> None:
     with pytest.raises(SpecError, match=r"relearning\.until"):
         RelearningSettings(until=until)
+
+
+def test_a_deletion_teaches_until_the_named_share_of_its_own_steps(
+    task: UnlearningTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taught: list[int] = []
+    monkeypatch.setattr(Relearner, "_teach", lambda self, texts: taught.append(len(texts)))
+    settings = EnergyBoundarySettings(
+        training=Training(steps=10, learning_rate=1e-3),
+        relearning=RelearningSettings(every=1, steps=1, until=0.8),
+        draws=1,
+    )
+    step = distillation_step(task, forget_rows(task, draws=1), lambda number, backward: {}, settings)
+    for number in (7, 8, 9):
+        step(number, lambda loss: None)
+    assert len(taught) == 1
 
 
 @pytest.mark.slow

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
+import torch
 
 from ml.data.alignment import align
 from ml.data.collate import chosen_log_probs
-from ml.data.dossiers import read_dossier, shared_values
+from ml.data.dossiers import Dossier, paraphrases, read_dossier, shared_values
 from ml.data.probes import probe_digests
-from ml.data.records import read_records
+from ml.data.records import by_person, read_records
 from ml.data.synthetic import Stranger, StrangerFactory, rewrite
 from ml.errors import EmptySequenceError, RecordError
+from ml.guard.reading import make_reading, prompt_scores
 from ml.methods.calibration import calibrate
 from ml.methods.method import UnlearningTask
 from ml.methods.retention import Retention, closeness
-from ml.methods.strangers import Cast, ForgetRows, Preference, forget_rows
-from ml.models.adapters import attach_adapter, reference_model
+from ml.methods.strangers import Cast, ForgetRows, Preference, forget_rows, topic
+from ml.models.adapters import attach_adapter, trained_parameters
 from ml.models.load import LoadedModel, load_model
 from ml.specs import Record
 from tests.tiny import TinyWorld
@@ -31,6 +34,10 @@ def loaded(tiny: TinyWorld) -> LoadedModel:
 
 @pytest.fixture(scope="module")
 def task(tiny: TinyWorld) -> UnlearningTask:
+    return fresh_task(tiny)
+
+
+def fresh_task(tiny: TinyWorld) -> UnlearningTask:
     loaded = load_model(tiny.before)
     forget = read_records(tiny.forget, what="forget set")
     retain = read_records(tiny.retain, what="retain set")
@@ -166,31 +173,97 @@ def test_the_stand_in_is_not_drawn_to_the_persons_values(task: UnlearningTask) -
     cast = Cast(task)
     (dossier,) = cast.dossiers
     preference = Preference(cast, dossier)
-    drawn = {stranger.person: abs(preference.of(stranger)) for stranger in cast.strangers}
+    drawn = {stranger.person: abs(preference.of(stranger)) for stranger in cast.candidates}
     assert drawn[cast.stand_in(dossier).person] < sorted(drawn.values())[len(drawn) // 2]
     # The person begins their own answers as the model remembers them: several nats above any stranger.
     assert preference.of(Stranger(dossier.person, dossier.name, dossier.values)) > max(drawn.values())
 
 
-def test_the_stand_in_is_as_unsure_as_strangers_are(task: UnlearningTask) -> None:
+def test_of_the_person_the_model_before_is_sure_and_of_strangers_it_is_not(task: UnlearningTask) -> None:
     cast = Cast(task)
     (dossier,) = cast.dossiers
-    with reference_model(task.model):
-        doubts = sorted(cast.doubt(dossier, stranger) for stranger in cast.strangers)
-        chosen = cast.doubt(dossier, cast.stand_in(dossier))
-        own = cast.doubt(dossier, Stranger(dossier.person, dossier.name, dossier.values))
-    # A quarter of all on either side, and some more: the half is taken of those with an ordinary energy.
-    assert doubts[len(doubts) // 8] <= chosen <= doubts[-1 - len(doubts) // 8]
-    # Of the person the model before deletion is sure.
-    assert own < doubts[0]
+    own, *others = cast.doubts(dossier, [Stranger(dossier.person, dossier.name, dossier.values), *cast.strangers])
+    assert all(0.0 <= doubt <= 1.0 for doubt in (own, *others))
+    assert own < sorted(others)[len(others) // 4]
 
 
-def test_a_person_who_is_asked_nothing_leaves_no_doubt(task: UnlearningTask) -> None:
-    cast = Cast(replace(task, context=8))
+def test_doubt_is_what_a_guard_reads_of_the_same_questions(task: UnlearningTask, loaded: LoadedModel) -> None:
+    cast = Cast(task)
     (dossier,) = cast.dossiers
-    with reference_model(task.model):
-        # No question leaves room for the tokens that are read.
-        assert cast.doubt(dossier, cast.strangers[0]) == 0.0
+    stranger = cast.strangers[0]
+    asked: dict[tuple[str, ...], str] = {}
+    for record in dossier.records:
+        told = rewrite(record, name=stranger.name, values=stranger.values)
+        if any(not task.bank.attributes[fact.attribute].shared for fact in record.facts):
+            asked.setdefault(topic(record), told.text[: told.answer_start])
+    read = prompt_scores(loaded, list(asked.values()), make_reading(task.vocabulary))
+    assert cast.doubts(dossier, [stranger]) == pytest.approx([float(read.clamp(max=1.0).mean())], abs=1e-3)
+
+
+def test_the_model_in_training_has_no_say_in_doubt_and_what_was_asked_is_remembered(tiny: TinyWorld) -> None:
+    adapted = fresh_task(tiny)
+    first, second = Cast(adapted), Cast(adapted)
+    (dossier,) = first.dossiers
+    drawn = first.candidates[:3]
+    before = first.doubts(dossier, drawn)
+    with torch.no_grad():
+        for parameter in trained_parameters(adapted.model):
+            parameter.add_(1.0)
+    assert second.doubts(dossier, drawn) == before
+    names = [stranger.name for stranger in drawn]
+    assert len(second.texts) >= 3
+    assert all(any(name in text for name in names) for text in second.texts)
+    assert second.texts == first.texts
+
+
+def test_the_stand_in_is_chosen_among_the_most_ordinary_doubts(
+    task: UnlearningTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cast = Cast(task)
+    (dossier,) = cast.dossiers
+    given: list[list[Stranger]] = []
+
+    def doubts(_: Dossier, strangers: Sequence[Stranger]) -> list[float]:
+        given.append(list(strangers))
+        return [index / len(strangers) for index in range(len(strangers))]
+
+    monkeypatch.setattr(cast, "doubts", doubts)
+    chosen = cast.stand_in(dossier)
+    (ordinary,) = given
+    place = ordinary.index(chosen) / len(ordinary)
+    assert abs(place - 0.5) <= 0.25 / 2 + 1 / len(ordinary)
+
+
+def test_a_person_who_is_asked_nothing_leaves_no_doubt_and_still_gets_a_stand_in(task: UnlearningTask) -> None:
+    silent = tuple(
+        replace(record, answer_start=0) if record.facts[0].attribute != "employer" else record for record in task.forget
+    )
+    cast = Cast(replace(task, forget=silent))
+    (dossier,) = cast.dossiers
+    assert cast.doubts(dossier, cast.strangers[:2]) == []
+    assert cast.stand_in(dossier) in cast.candidates
+
+
+def test_candidates_have_names_of_their_own_and_no_value_of_anybody(task: UnlearningTask) -> None:
+    cast = Cast(task)
+    assert len({stranger.name for stranger in cast.candidates}) == len(cast.candidates) > len(cast.strangers)
+    on_file = " ".join(record.text for record in (*task.forget, *task.retain))
+    own = [a for a, attribute in task.bank.attributes.items() if not attribute.shared and a in cast.dossiers[0].values]
+    assert own
+    assert not any(stranger.values[a] in on_file for stranger in cast.candidates for a in own)
+
+
+def test_one_form_at_least_stays_unused(task: UnlearningTask) -> None:
+    everything = Retention(task, rows=8, neighbour_rows=2, reworded_forms=100)
+    near = {record.person for record in task.neighbours}
+    for person, own in by_person(task.retain).items():
+        if person in near:
+            continue
+        dossier = read_dossier(own)
+        for attribute in dossier.values:
+            other = {record.text for record in paraphrases(dossier, task.bank, (attribute,))}
+            drawn = {record.text for record in everything.drawn if record.person == person}
+            assert len(other - drawn) == min(1, len(other))
 
 
 def test_a_forget_record_without_a_name_or_value_is_refused(task: UnlearningTask) -> None:
