@@ -2,7 +2,7 @@
 
     python -m benchmarks.guard time [--pairs N] [--new-tokens N] [--read-at answer|prefill] [--pooling mean|highest]
         [--index relative|centred|raw]
-    python -m benchmarks.guard refusals --reference DIR --model DIR [--prompts N] [--budget R] [--seed N] ...
+    python -m benchmarks.guard refusals --reference DIR --model DIR [--training-probes FILE] [--prompts N] ...
 
 `time`: the same prompt is answered with and without the guard, in turns, by an untrained model of the reference shape;
 a guard costs the same whatever the weights are. It prints the relative time per token with a 95 % interval, in CPU
@@ -23,7 +23,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -33,6 +33,7 @@ import torch
 
 from ml.command_line import USAGE_ERROR, file_ref
 from ml.data.people import make_world, throw_away_records
+from ml.data.probes import read_probe_digests
 from ml.data.questions import QuestionBank, read_bank
 from ml.data.records import read_records
 from ml.energy import EnergyIndex, auroc
@@ -176,31 +177,39 @@ def make_asking(
     bank: QuestionBank,
     prompts: int,
     seed: int,
+    used: Set[str] = frozenset(),
+    besides: Sequence[Record] = (),
 ) -> Asking:
     """Draw prompts, at most `prompts` of each group and wording.
 
     Retained prompts are halved; strangers serve calibration, and newcomers, whom no model learned, the trial.
+
+    Args:
+        used: digests of texts that the deletion made up; what these ask in other words than those on file is not asked.
+        besides: other texts that some model learned; strangers have no name or value of theirs.
     """
     rng = random.Random(f"guard:{seed}")  # noqa: S311 - to be repeated, not secret
-    strangers = strangers_like(retain, [*forget, *newcomers], bank, each=STRANGERS_EACH, rng=rng)
-    kept = prompts_about(retain, bank).sampled(2 * prompts, rng)
+    strangers = strangers_like(retain, [*forget, *newcomers, *besides], bank, each=STRANGERS_EACH, rng=rng)
+    kept = prompts_about(retain, bank, used=used).sampled(2 * prompts, rng)
     first = PromptSet(kept.direct[::2], kept.paraphrased[::2])
     second = PromptSet(kept.direct[1::2], kept.paraphrased[1::2])
     unknown, new = (prompts_about(records, bank).sampled(prompts, rng) for records in (strangers, newcomers))
-    deleted = prompts_about(forget, bank).sampled(prompts, rng)
+    deleted = prompts_about(forget, bank, used=used).sampled(prompts, rng)
     return Asking(
         {"retained": first, "never_seen": unknown}, {"retained": second, "never_seen": new, "deleted": deleted}
     )
 
 
-def asking_of(paths: ReferencePaths, *, prompts: int, seed: int) -> Asking:
+def asking_of(paths: ReferencePaths, *, prompts: int, seed: int, used: Set[str] = frozenset()) -> Asking:
     """`make_asking` of the people of a reference directory."""
     forget, retain, newcomers = (
         read_records(file_ref(paths.snapshots / f"{name}.jsonl"), what=f"{name} set")
         for name in ("forget", "retain", "bystanders")
     )
     bank = read_bank(file_ref(paths.bank))
-    return make_asking(forget=forget, retain=retain, newcomers=newcomers, bank=bank, prompts=prompts, seed=seed)
+    return make_asking(
+        forget=forget, retain=retain, newcomers=newcomers, bank=bank, prompts=prompts, seed=seed, used=used
+    )
 
 
 def tried(loaded: LoadedModel, reading: Reading, margins: Margins, asking: Asking, *, budget: float) -> Tried:
@@ -234,9 +243,10 @@ def shortcomings(pairs: Sequence[tuple[Tried, Tried]]) -> list[str]:
         if group != "retained" and fmean(found) < FEWEST_REFUSED:
             lacking.append(f"refuses {fmean(found):.3f} of {asked} prompts about {group} people")
     for asked, areas in apart.items():
-        own, theirs = (fmean(side) for side in zip(*areas, strict=True))
-        if abs(own - theirs) > FURTHEST_APART:
-            lacking.append(f"AUROC {own:.3f} on {asked} prompts, gold {theirs:.3f}")
+        # Of each pair: one above gold and one below would hide each other.
+        distance = fmean(abs(own - gold) for own, gold in areas)
+        if distance > FURTHEST_APART:
+            lacking.append(f"AUROC on {asked} prompts {distance:.3f} from gold's")
     return lacking
 
 
@@ -246,7 +256,10 @@ def _reading(options: argparse.Namespace, vocabulary: int) -> Reading:
 
 def _refusals(options: argparse.Namespace) -> int:
     paths = ReferencePaths(options.reference)
-    asking = asking_of(paths, prompts=options.prompts, seed=options.seed)
+    used = frozenset[str]()
+    if options.training_probes is not None:
+        used = read_probe_digests(file_ref(options.training_probes))
+    asking = asking_of(paths, prompts=options.prompts, seed=options.seed, used=used)
     before = load_model(model_ref(paths.model("before")))
     reading = _reading(options, len(before.tokenizer))
     margins = measure_margins(before, reading, **asking.calibration)
@@ -291,6 +304,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     two.set_defaults(act=_refusals)
     two.add_argument("--reference", type=Path, required=True, help="directory of a reference model")
     two.add_argument("--model", type=Path, required=True, help="candidate model directory")
+    two.add_argument("--training-probes", type=Path, help="texts that the deletion made up, by digest: not asked again")
     two.add_argument("--prompts", type=int, default=500, help="at most so many of each group and wording")
     two.add_argument("--budget", type=float, default=BUDGET, help="share of retained prompts that may be refused")
     two.add_argument("--seed", type=int, default=0, help="decides strangers and prompts")

@@ -1,13 +1,13 @@
 """Whom a guard refuses before every model of a comparison of methods, beside one before gold.
 
-    python -m benchmarks.guarded --work DIR --out DIR [--size small|full|quick] [--seeds N ...] [--forgotten N ...]
-        [--methods NAME ...] [--prompts N] [--budget R] [--threads N]
+    python -m benchmarks.guarded --work DIR --out DIR [--size small|full|quick|...] [--seeds N ...] [--forgotten N ...]
+        [--methods NAME ...] [--prompts N] [--budget R] [--device NAME] [--threads N]
 
 `--work` is the directory in which `python -m benchmarks.methods` made the models; none is trained here. For each seed,
 number of forgotten people and method one guard is calibrated on the method's model and one on gold, with margins
-measured on the model before; both are tried on people and prompts that calibration did not use
-(`benchmarks.guard`). `--out` receives JSON, a table and a picture. Exits with 1 when a method misses a limit, which are
-those of `benchmarks.guard`, kept on the mean over all cells.
+measured on the model before; both are tried on people and prompts that calibration did not use, in words that the
+deletion did not use either (`benchmarks.guard`). `--out` receives JSON, a table and a picture. Exits with 1 when a
+method misses a limit, which are those of `benchmarks.guard`, kept on the mean over all cells.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Final
@@ -23,16 +23,21 @@ from typing import Any, Final
 import torch
 
 from benchmarks.guard import FEWEST_REFUSED, FURTHEST_APART, Tried, make_asking, shortcomings, tried
-from benchmarks.methods import SIZES, Cell, Comparison
-from benchmarks.panels import Panel
-from ml.command_line import USAGE_ERROR
+from benchmarks.jobs import finished, is_claimed
+from benchmarks.methods import CLAIM, SIZES, Cell, Comparison, identity_of
+from benchmarks.panels import DASHES, Panel
+from ml.command_line import USAGE_ERROR, file_ref
+from ml.data.probes import read_probe_digests
 from ml.digests import canonical_json
 from ml.errors import MlError, SpecError
 from ml.files import write_atomically
 from ml.guard.calibrate import BUDGET, Asked, Group, measure_margins
 from ml.guard.reading import make_reading
+from ml.methods import METHODS
 from ml.models.load import load_model
-from ml.pictures.svg import BLUE, GREEN, drawing, words
+from ml.pictures.svg import BLUE, GREEN, ORANGE, drawing, line, words
+from ml.specs import ModelRef
+from ml.unlearn import TRAINING_PROBES
 
 NAME: Final = "guarded"
 _GROUPS: Final[tuple[tuple[Group, Asked], ...]] = (
@@ -44,7 +49,7 @@ _GROUPS: Final[tuple[tuple[Group, Asked], ...]] = (
     ("deleted", "paraphrased"),
 )
 _PANEL: Final = (620, 340)
-_INSIDE: Final = (62, 44, 24, 60)  # left, top, right and bottom of the frame
+_INSIDE: Final = (62, 44, 36, 60)  # left, top, right and bottom of the frame
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,30 +61,53 @@ class Guarded:
     gold: Tried
 
 
-def guarded(comparison: Comparison, cell: Cell, *, prompts: int, budget: float) -> Guarded:
-    """Calibrate and try both guards of a cell.
+class Trials:
+    """Guards on the models of a comparison that is finished, as far as it is asked about.
 
     Raises:
-        SpecError: the comparison did not make the cell's model, or its method refused to.
-        MlError: a guard cannot be calibrated on these prompts.
+        SpecError: the directory holds another comparison, or none.
     """
-    ref, world = comparison.model(cell), comparison.world(cell)
-    if ref is None:
-        raise SpecError(f"{cell.model} made no model of seed {cell.seed}; leave it out")
-    people = world.world
-    asking = make_asking(
-        forget=people.corpus(world.forgotten),
-        retain=people.corpus((*people.base, *world.kept)),
-        newcomers=[record for _, own in world.population.never_seen for record in own],
-        bank=people.bank,
-        prompts=prompts,
-        seed=cell.seed,
-    )
-    before = load_model(world.model("before"))
-    reading = make_reading(len(before.tokenizer))
-    margins = measure_margins(before, reading, **asking.calibration)
-    sides = [tried(load_model(one), reading, margins, asking, budget=budget) for one in (ref, world.model("gold"))]
-    return Guarded(cell, *sides)
+
+    def __init__(self, work: Path, size: str, *, device: str, prompts: int, budget: float) -> None:
+        sizes = SIZES[size]
+        if not is_claimed(work, what=CLAIM, identity=identity_of(sizes, device=device)):
+            raise SpecError(f"{work.name} holds no comparison of size {size} made by this version on {device}")
+        self.comparison = Comparison(work, sizes, device=device)
+        self._prompts, self._budget = prompts, budget
+
+    def of(self, cell: Cell) -> Guarded:
+        """Calibrate and try both guards of a cell.
+
+        Raises:
+            SpecError: the comparison did not make the cell's model or a reference, or its method refused to.
+            MlError: a guard cannot be calibrated on these prompts.
+        """
+        refs = {name: self._made(replace(cell, model=name)) for name in ("before", cell.model, "gold")}
+        world = self.comparison.world(cell)
+        people, besides = world.world, world.population.besides
+        probes = self.comparison.run(cell) / "checkpoint" / TRAINING_PROBES
+        asking = make_asking(
+            forget=people.corpus(world.forgotten),
+            retain=people.corpus((*people.base, *world.kept)),
+            newcomers=[record for _, own in world.population.never_seen for record in own],
+            bank=people.bank,
+            prompts=self._prompts,
+            seed=cell.seed,
+            used=read_probe_digests(file_ref(probes)),
+            besides=[record for record, _ in besides],
+        )
+        before, candidate, gold = (load_model(ref, device=world.device) for ref in refs.values())
+        reading = make_reading(len(before.tokenizer))
+        margins = measure_margins(before, reading, **asking.calibration)
+        sides = [tried(side, reading, margins, asking, budget=self._budget) for side in (candidate, gold)]
+        return Guarded(cell, *sides)
+
+    def _made(self, cell: Cell) -> ModelRef:
+        finished(self.comparison.work / "jobs", f"make-{cell.name}")
+        ref = self.comparison.model(cell)
+        if ref is None:
+            raise SpecError(f"{cell.model} made no model of seed {cell.seed}; leave it out")
+        return ref
 
 
 def row_of(found: Guarded) -> dict[str, Any]:
@@ -147,12 +175,17 @@ def picture(rows: Sequence[Mapping[str, Any]]) -> str:
     """Share refused by group and wording: a dot for each cell, the methods' beside gold's, and the limit as a line."""
     width, height = _PANEL
     panel = Panel(_PANEL, _INSIDE, (float(len(_GROUPS)), 1.05))
-    parts = [panel.frame("Whom the guard refuses", below="", beside="share of prompts refused")]
-    parts.append(
-        panel.curve(
-            [(0.0, FEWEST_REFUSED), (float(len(_GROUPS)), FEWEST_REFUSED)], GREEN, dashes=' stroke-dasharray="2 3"'
-        )
-    )
+    limit = [(0.0, FEWEST_REFUSED), (float(len(_GROUPS)), FEWEST_REFUSED)]
+    parts = [
+        words(_INSIDE[0], 22, "Whom the guard refuses", size=14, anchor="start", bold=True),
+        words(_INSIDE[0] + 4, _INSIDE[1] - 4, "share of prompts refused", size=11, anchor="start"),
+        line(_INSIDE[0], panel.floor, width - _INSIDE[2], panel.floor),
+        panel.curve(limit, ORANGE, dashes=DASHES[1]),
+        words(width - _INSIDE[2] + 4, panel.place(0.0, FEWEST_REFUSED)[1] + 4, f"{FEWEST_REFUSED:g}", anchor="start"),
+        panel.key(0, "candidate (left)", BLUE),
+        panel.key(1, "gold (right)", GREEN, dashes=DASHES[2]),
+        panel.key(2, "fewest of strangers", ORANGE, dashes=DASHES[1]),
+    ]
     for number, (group, asked) in enumerate(_GROUPS):
         for offset, side, colour in ((0.35, "candidate", BLUE), (0.65, "gold", GREEN)):
             for row in rows:
@@ -160,8 +193,8 @@ def picture(rows: Sequence[Mapping[str, Any]]) -> str:
                 parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{colour}" fill-opacity="0.7"/>')
         x, _ = panel.place(number + 0.5, 0.0)
         parts += [
-            words(x, panel.floor + 34, group.replace("_", " "), size=11),
-            words(x, panel.floor + 48, asked, size=11),
+            words(x, panel.floor + 20, group.replace("_", " "), size=11),
+            words(x, panel.floor + 34, asked, size=11),
         ]
     means = mean_row(rows)
     text = "; ".join(
@@ -186,14 +219,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--size", choices=sorted(SIZES), default="small")
     for what in ("seeds", "forgotten"):
         parser.add_argument(f"--{what}", type=int, nargs="+", help="only these of the size's own; all unless given")
-    parser.add_argument("--methods", nargs="+", default=["energy_boundary"])
+    parser.add_argument("--methods", nargs="+", choices=sorted(METHODS), default=["energy_boundary"])
     parser.add_argument("--prompts", type=int, default=500, help="at most so many of each group and wording")
     parser.add_argument("--budget", type=float, default=BUDGET, help="share of retained prompts that may be refused")
+    parser.add_argument("--device", default="cpu", help="where the models were made, and are asked")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     sizes = SIZES[options.size]
-    comparison = Comparison(options.work, sizes)
     cells = [
         Cell(seed, count, method)
         for method in options.methods
@@ -202,8 +235,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ]
     found: list[Guarded] = []
     try:
+        trials = Trials(
+            options.work, options.size, device=options.device, prompts=options.prompts, budget=options.budget
+        )
         for cell in cells:
-            found.append(guarded(comparison, cell, prompts=options.prompts, budget=options.budget))
+            found.append(trials.of(cell))
             sys.stdout.write(f"{len(found)} of {len(cells)} models\n")
     except MlError as exc:
         sys.stderr.write(f"{exc.code}: {exc}\n")

@@ -69,12 +69,21 @@ def _write(path: Path, work: Job) -> None:
 def claim_directory(work: Path, *, what: str, identity: Json) -> None:
     """Say what the directory is for; raises `SpecError` when it holds jobs of something else."""
     work.mkdir(parents=True, exist_ok=True)
-    document = {"key": document_sha256(identity)}
     path = work / f"{what}.json"
     if not path.exists():
-        write_atomically(path, json.dumps(document).encode("utf-8"))
-    elif json.loads(path.read_text(encoding="utf-8")) != document:
+        write_atomically(path, json.dumps(_claim(identity)).encode("utf-8"))
+    elif not is_claimed(work, what=what, identity=identity):
         raise SpecError(f"{work.name} holds another {what.replace('_', '-')}; name an empty directory")
+
+
+def is_claimed(work: Path, *, what: str, identity: Json) -> bool:
+    """Whether the directory holds jobs of just this."""
+    path = work / f"{what}.json"
+    return path.exists() and json.loads(path.read_text(encoding="utf-8")) == _claim(identity)
+
+
+def _claim(identity: Json) -> dict[str, Json]:
+    return {"key": document_sha256(identity)}
 
 
 def run_jobs(planned: Mapping[str, Job], directory: Path) -> Mapping[str, Outcome]:

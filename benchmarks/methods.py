@@ -48,8 +48,11 @@ from ml.reference import PRESETS, Stage
 from ml.specs import ModelRef, UnlearningSpec
 from ml.verification.tiers import fast_tier
 
-CODE_VERSION: Final = 1
+CODE_VERSION: Final = 2
 """Raise it whenever a change in `benchmarks` or `ml` changes a number that a finished job holds."""
+
+CLAIM: Final = "methods"
+"""Under this name a directory says that it holds a comparison (`benchmarks.jobs`)."""
 
 _DEMO: Final = PRESETS["demo"]
 SMALL_WORLD: Final = WorldSizes(
@@ -151,6 +154,11 @@ class Cell:
         return f"{self.seed}-{self.forgotten}-{self.model.replace(' ', '_')}"
 
 
+def identity_of(sizes: Sizes, *, device: str) -> list[Json]:
+    """What the jobs of one directory have in common, whichever part of a comparison they are."""
+    return [CODE_VERSION, plain_object(sizes), device]
+
+
 def _cells(sizes: Sizes) -> list[Cell]:
     models = (*REFERENCES, *sizes.methods)
     return [Cell(seed, count, m) for seed in sizes.seeds for count in sizes.forgotten for m in models]
@@ -193,16 +201,16 @@ class Comparison:
         return self._worlds[key]
 
     def model(self, cell: Cell) -> ModelRef | None:
-        """The cell's model, or `None` where its method refused to make one.
+        """The cell's model, or `None` where its method refused to make one. A reference is made if it is not there.
 
         Raises:
-            SpecError: it was not made yet, or is gone.
+            SpecError: a method's model was not made yet, or is gone.
         """
         if cell.model in REFERENCES:
             return self.world(cell).model(cell.model)
         if "refused" in finished(self.work / "jobs", f"make-{cell.name}"):
             return None
-        path = self._run(cell) / "model"
+        path = self.run(cell) / "model"
         if not path.exists():
             raise SpecError(f"the model of {cell.name} is gone; remove the job make-{cell.name} to make it again")
         return model_ref(path)
@@ -230,18 +238,19 @@ class Comparison:
             return {}
         world = self.world(cell)
         return judged(
-            world, world.forgotten[0], ref, self.policy, folder=self.work / "judged" / cell.name, run=self._run(cell)
+            world, world.forgotten[0], ref, self.policy, folder=self.work / "judged" / cell.name, run=self.run(cell)
         )
 
     # --- parts of jobs ---
 
-    def _run(self, cell: Cell) -> Path:
+    def run(self, cell: Cell) -> Path:
+        """Where the deletion of a cell left its model and its checkpoint directory."""
         return self.work / "runs" / cell.name
 
     def _unlearning(self, cell: Cell) -> UnlearningSpec:
         world = self.world(cell)
         settings = settings_for(cell.model, steps=self.sizes.steps)
-        return deletion(world, world.model("before"), cell.model, settings, run=self._run(cell))
+        return deletion(world, world.model("before"), cell.model, settings, run=self.run(cell))
 
 
 def settings_for(method: str, *, steps: int) -> dict[str, Json]:
@@ -272,12 +281,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     sizes, name = SIZES[options.size], _name(options)
-    identity = [CODE_VERSION, plain_object(sizes), options.device]
+    identity = identity_of(sizes, device=options.device)
     key = document_sha256(identity)
     try:
         chosen = _chosen(sizes, options)
         earlier = read_rows(options.out, size=name, key=key)
-        claim_directory(options.work, what="methods", identity=identity)
+        claim_directory(options.work, what=CLAIM, identity=identity)
         helpers = [_helper(options) for _ in range(options.processes - 1)]
         comparison = Comparison(options.work, sizes, chosen, device=options.device)
         outcomes = run_jobs(comparison.jobs(), options.work / "jobs")

@@ -236,7 +236,9 @@ def test_each_limit_of_the_benchmark_can_be_missed(candidate: Tried, gold: Tried
 
 def test_limits_hold_for_the_mean_and_calibration_for_each() -> None:
     pairs = [(tried_as(rate, area), tried_as(0.0, 0.50)) for rate, area in ((0.86, 0.36), (0.96, 0.46))]
+    opposite = [(tried_as(1.0, area), tried_as(0.0, 0.50)) for area in (0.30, 0.70)]
     assert shortcomings(pairs) == []
+    assert len(shortcomings(opposite)) == 1
     assert len(shortcomings([*pairs, (tried_as(0.90, 0.50, "not_calibrated"), tried_as(0.0, 0.50))])) == 1
     assert len(shortcomings([*pairs, (tried_as(0.80, 0.10), tried_as(0.0, 0.50))])) == 2
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import benchmarks.methods as program
-from benchmarks.guarded import main as guarded_main
+from benchmarks import guarded
 from benchmarks.method_columns import WRONG_ANSWERS, Questions, beside_gold
 from benchmarks.method_report import SPENT, mean_rows, read_rows, tables, write_results
 from benchmarks.method_worlds import REFERENCES, MethodWorld
@@ -20,7 +20,10 @@ from benchmarks.methods import SIZES, main, settings_for
 from ml.data.dossiers import answered_span
 from ml.data.records import read_records
 from ml.errors import SpecError
+from ml.guard.calibrate import Margins
+from ml.guard.reading import Reading
 from ml.methods import METHODS
+from ml.models.load import LoadedModel
 
 QUICK = SIZES["quick"]
 
@@ -233,13 +236,34 @@ def test_a_model_that_is_gone_is_missed_and_never_taken_for_a_refusal(finished: 
 
 @pytest.mark.slow
 def test_a_guard_is_tried_before_models_that_are_there_and_trains_none(
-    finished: Finished, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    def margins(before: LoadedModel, reading: Reading, **_: object) -> Margins:
+        # This tiny model was trained on too little for its own to differ.
+        return Margins(
+            -1.0, 1e3, reading.index, reading.temperature, reading.vocabulary, "measured", before.manifest_sha256
+        )
+
+    monkeypatch.setattr(guarded, "measure_margins", margins)
     made = sorted(path.name for path in finished.work.rglob("*"))
-    command = ["--work", str(finished.work), "--out", str(tmp_path), "--size", "quick", "--methods", "grad_diff"]
-    # This tiny model was trained on too little for energies to differ in other words; the reason is told.
-    assert guarded_main([*command, "--prompts", "60", "--budget", "0.1"]) == 2
-    assert "AUROC" in capsys.readouterr().err
-    assert guarded_main([*command[:-1], "npo"]) == 2
+    command = ["--work", str(finished.work), "--out", str(tmp_path), "--prompts", "60", "--budget", "0.1", "--methods"]
+    assert guarded.main([*command, "grad_diff", "--size", "quick"]) in (0, 1)
+    document = json.loads((tmp_path / "guarded-quick.json").read_text())
+    (row,) = document["rows"]
+    assert (row["model"], row["candidate_status"], row["gold_status"]) == ("grad_diff", "calibrated", "calibrated")
+    assert 0.0 <= float(row["gold_deleted_paraphrased"]) <= 1.0
+    assert all((tmp_path / f"guarded-quick.{ending}").exists() for ending in ("md", "svg"))
+    capsys.readouterr()
+
+    assert guarded.main([*command, "npo", "--size", "quick"]) == 2
     assert "is not finished" in capsys.readouterr().err
+    assert guarded.main([*command, "grad_diff", "--size", "small"]) == 2
+    assert "no comparison of size small" in capsys.readouterr().err
+    assert guarded.main([*command, "grad_diff", "--size", "quick", "--device", "cuda"]) == 2
     assert sorted(path.name for path in finished.work.rglob("*")) == made
+
+    work = tmp_path / "work"
+    shutil.copytree(finished.work, work)
+    next((work / "jobs").glob("make-*-gold.json")).unlink()
+    assert guarded.main(["--work", str(work), *command[2:], "grad_diff", "--size", "quick"]) == 2
+    assert "-gold is not finished" in capsys.readouterr().err
