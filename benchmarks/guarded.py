@@ -182,9 +182,9 @@ def picture(rows: Sequence[Mapping[str, Any]]) -> str:
         line(_INSIDE[0], panel.floor, width - _INSIDE[2], panel.floor),
         panel.curve(limit, ORANGE, dashes=DASHES[1]),
         words(width - _INSIDE[2] + 4, panel.place(0.0, FEWEST_REFUSED)[1] + 4, f"{FEWEST_REFUSED:g}", anchor="start"),
-        panel.key(0, "candidate (left)", BLUE),
-        panel.key(1, "gold (right)", GREEN, dashes=DASHES[2]),
-        panel.key(2, "fewest of strangers", ORANGE, dashes=DASHES[1]),
+        panel.key(4, "candidate (left)", BLUE),
+        panel.key(5, "gold (right)", GREEN, dashes=DASHES[2]),
+        panel.key(6, "at least of never seen and deleted", ORANGE, dashes=DASHES[1]),
     ]
     for number, (group, asked) in enumerate(_GROUPS):
         for offset, side, colour in ((0.35, "candidate", BLUE), (0.65, "gold", GREEN)):
