@@ -24,6 +24,7 @@ import torch
 
 from benchmarks.guard import FEWEST_REFUSED, FURTHEST_APART, Tried, make_asking, shortcomings, tried
 from benchmarks.jobs import finished, is_claimed
+from benchmarks.method_report import printable
 from benchmarks.methods import CLAIM, SIZES, Cell, Comparison, identity_of
 from benchmarks.panels import DASHES, Panel
 from ml.command_line import USAGE_ERROR, file_ref
@@ -207,10 +208,6 @@ def picture(rows: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def _printable(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()}
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and write the results; 1 when a limit is not kept, 2 after a message when the request cannot be met."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.guarded", description="Whom a guard refuses.")
@@ -247,7 +244,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows = [row_of(one) for one in found]
     options.out.mkdir(parents=True, exist_ok=True)
     contents = {
-        "json": canonical_json({"size": options.size, "rows": [_printable(row) for row in rows]}) + b"\n",
+        "json": canonical_json({"size": options.size, "rows": [printable(row) for row in rows]}) + b"\n",
         "md": table(found).encode("utf-8"),
         "svg": picture(rows).encode("utf-8"),
     }

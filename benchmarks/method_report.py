@@ -72,7 +72,7 @@ def write_results(directory: Path, rows: Sequence[Mapping[str, Any]], *, size: s
     directory.mkdir(parents=True, exist_ok=True)
     means = mean_rows(rows)
     cpu_seconds = sum(row[SPENT] for row in rows)
-    document = {"size": size, "key": key, "rows": [_printable(row) for row in rows]}
+    document = {"size": size, "key": key, "rows": [printable(row) for row in rows]}
     contents = {
         "json": canonical_json(document) + b"\n",
         "csv": rows_csv(rows).encode("utf-8"),
@@ -152,11 +152,12 @@ def rows_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     out = io.StringIO()
     writer = csv.DictWriter(out, columns, restval="", lineterminator="\n")
     writer.writeheader()
-    writer.writerows(_printable(row) for row in rows)
+    writer.writerows(printable(row) for row in rows)
     return out.getvalue()
 
 
-def _printable(row: Mapping[str, Any]) -> dict[str, Any]:
+def printable(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row with its floats as text: canonical JSON has none."""
     return {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()}
 
 
