@@ -12,13 +12,14 @@ from torch import Tensor
 from ml.attacks.extraction import extraction_strength
 from ml.attacks.fused import TokenStatistics
 from ml.attacks.mean_loss import mean_loss, probability
-from ml.data.probes import read_probe_digests, text_sha256
+from ml.data.probes import text_sha256
 from ml.metrics.refusal import is_refusal
 from ml.metrics.utility import non_inferiority, not_below_strangers
 from ml.reports import UtilityResult
 from ml.specs import UtilityRule
 from ml.verification.bench import Bench
 from ml.verification.parts import Failure
+from ml.verification.plan import used_texts
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +105,7 @@ def _neighbours(bench: Bench, score: str) -> Paired | Failure:
 
 def _held_out(bench: Bench, score: str) -> Paired | Failure:
     """U4: retained facts in words nobody trained on, the deletion included."""
-    probes = bench.spec.training_probes
-    trained = frozenset() if probes is None else read_probe_digests(probes)
+    trained = used_texts(bench.spec)
     fresh = [
         i for i, kept in enumerate(bench.plan.kept) if not kept.trained and text_sha256(kept.record.text) not in trained
     ]

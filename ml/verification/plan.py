@@ -22,7 +22,7 @@ from ml.data.dossiers import (
     read_dossier,
     strangers_of,
 )
-from ml.data.probes import probe_digests
+from ml.data.probes import probe_digests, read_probe_digests, text_sha256
 from ml.data.questions import QuestionBank, read_bank
 from ml.data.records import by_person, read_records, refuse_overlap
 from ml.data.synthetic import Stranger, StrangerFactory, rewrite, twin_records
@@ -142,7 +142,7 @@ def make_plan(spec: VerificationSpec) -> Plan:
         swaps=swaps,
         questions=questions,
         relearned=choose_relearned(facts, spec.policy.relearning.share, seeded(spec.seed, "relearned")),
-        kept=kept_texts(people, bank, seeded(spec.seed, "kept"), near=near, asked=near),
+        kept=kept_texts(people, bank, seeded(spec.seed, "kept"), near=near, asked=near, used=used_texts(spec)),
         real_texts=real,
         blind_texts=blind,
         collisions=count_collisions(twins, swaps, known_values(corpus), subject.types, bank),
@@ -293,13 +293,25 @@ def dossiers(records: Iterable[Record]) -> dict[str, Dossier]:
     return {person: read_dossier(theirs) for person, theirs in by_person(records).items()}
 
 
+def used_texts(spec: VerificationSpec) -> frozenset[str]:
+    """Digests of the texts that the deletion drew."""
+    return frozenset() if spec.training_probes is None else read_probe_digests(spec.training_probes)
+
+
 def kept_texts(
-    people: Mapping[str, Dossier], bank: QuestionBank, rng: random.Random, *, near: Set[str], asked: Set[str]
+    people: Mapping[str, Dossier],
+    bank: QuestionBank,
+    rng: random.Random,
+    *,
+    near: Set[str],
+    asked: Set[str],
+    used: Set[str] = frozenset(),
 ) -> tuple[KeptText, ...]:
     """For up to `RETAINED_PERSONS` people some facts on file and the same reworded; for those `asked` every fact.
 
     Args:
         near: the subject's neighbours, all of them asked.
+        used: digests of what the deletion drew: in those words a fact is asked only where no others are left.
     """
     far = sorted(set(people) - asked)
     sampled = asked | frozenset(rng.sample(far, min(RETAINED_PERSONS, len(far))))
@@ -313,6 +325,8 @@ def kept_texts(
         for trained, pool in ((True, dossier.records), (False, other)):
             for attribute in chosen:
                 answering = [record for record in pool if answered_span(record, attribute)]
+                if not trained:
+                    answering = [r for r in answering if text_sha256(r.text) not in used] or answering
                 if answering:
                     kept.append(KeptText(rng.choice(answering), attribute, trained, person in near))
     return tuple(kept)

@@ -15,7 +15,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from ml.data.probes import probe_digests, probe_set, read_probe_digests
+from ml.data.probes import probe_digests, probe_set
 from ml.documents import Json, plain
 from ml.errors import MlError, NonFiniteError, RunStoppedError, SpecError
 from ml.rank_tests import joint_p
@@ -35,7 +35,7 @@ from ml.verification.families import attack_result
 from ml.verification.hostile import hostile_studies
 from ml.verification.likelihood import likelihood_rows
 from ml.verification.parts import Failure
-from ml.verification.plan import Question, refuse_uncommitted_seed
+from ml.verification.plan import Question, refuse_uncommitted_seed, used_texts
 from ml.verification.scores import person_scores
 from ml.verification.studies import RedTeamFamily, Study, entropy_bits
 from ml.verification.twin_pool import plan_for
@@ -97,7 +97,7 @@ def run_red_team(
     rows = {name: [_row(name, study, scores, budget) for study in studies] for name, studies in families.items()}
     joint = [_joint(name, own, scores) for name, own in rows.items()]
     drawn = _drawn_digests(bench, everything)
-    trained = frozenset() if spec.training_probes is None else read_probe_digests(spec.training_probes)
+    trained = used_texts(spec)
     return RedTeamReport(
         run_id=spec.run_id,
         attempt=spec.attempt,

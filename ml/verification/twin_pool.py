@@ -54,6 +54,7 @@ from ml.verification.plan import (
     read_bystanders,
     refuse_uncommitted_seed,
     seeded,
+    used_texts,
 )
 
 SCHEMA_VERSION: Final = 1
@@ -378,7 +379,8 @@ def pool_plans(specs: Sequence[VerificationSpec], pool: TwinPool) -> list[Plan]:
     factory = strangers_of(shared.bank, seeded(seed, "blind twins"), shared.others)
     real, blind = blind_texts(shared.others, factory, seeded(seed, "blind"))
     asked = frozenset(pool.neighbours)
-    kept = kept_texts(shared.people, shared.bank, seeded(seed, "kept"), near=asked, asked=asked)
+    used = used_texts(specs[0])
+    kept = kept_texts(shared.people, shared.bank, seeded(seed, "kept"), near=asked, asked=asked, used=used)
     return [replace(_plan(spec, pool, shared, twins, kept), real_texts=real, blind_texts=blind) for spec in specs]
 
 

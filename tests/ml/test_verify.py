@@ -20,10 +20,11 @@ import ml.verification.bench as bench_module
 import ml.verification.measure as measuring
 from benchmarks import suppressed
 from ml.attacks.relearning import watched_epochs
-from ml.data.dossiers import shared_values
+from ml.data.dossiers import paraphrases, read_dossier, shared_values
 from ml.data.people import make_world, newcomers
-from ml.data.probes import write_probe_digests
-from ml.data.records import write_records
+from ml.data.probes import text_sha256, write_probe_digests
+from ml.data.questions import read_bank
+from ml.data.records import by_person, read_records, write_records
 from ml.data.synthetic import StrangerFactory
 from ml.decision import Result, Verdict, judge
 from ml.digests import file_sha256
@@ -418,6 +419,28 @@ def test_people_no_model_learned_from_help_to_judge_the_twins(stand: Stand, tmp_
     assert not values & open_values
     with pytest.raises(OverlapError):
         make_plan(replace(spec, bystanders=spec.forget))
+
+
+def test_retained_facts_are_asked_in_words_that_the_deletion_left_unused(stand: Stand, tmp_path: Path) -> None:
+    spec = stand.spec(stand.world.gold)
+    people = by_person(read_records(spec.retain, what="retain set"))
+    bank = read_bank(spec.question_bank)
+    near = {record.person for record in read_records(spec.neighbours, what="neighbours")}
+    everything, left = set(), set()
+    for person, records in people.items():
+        dossier = read_dossier(records)
+        for attribute in dossier.values:
+            *most, last = paraphrases(dossier, bank, (attribute,))
+            everything |= {text_sha256(record.text) for record in (*most, last)}
+            left |= set() if person in near else {text_sha256(last.text)}
+    used = write_probe_digests(tmp_path / "used.json", everything - left)
+    plan = make_plan(replace(spec, training_probes=used))
+    reworded = [kept for kept in plan.kept if not kept.trained]
+    fresh = {text_sha256(kept.record.text) for kept in reworded} - (everything - left)
+    # Each fact is asked in the one form that is left; of neighbours none is, and they are asked anyway.
+    assert fresh == left & {text_sha256(kept.record.text) for kept in reworded if kept.record.person not in near}
+    assert len(fresh) == sum(kept.record.person not in near for kept in reworded)
+    assert any(kept.record.person in near for kept in reworded)
 
 
 def test_newcomers_take_nothing_away_from_the_world_they_come_to(stand: Stand) -> None:
