@@ -1,6 +1,6 @@
 """What the guard costs while a model answers, and whom it refuses on a reference model.
 
-    python -m benchmarks.guard time [--pairs N] [--new-tokens N] [--read-at answer|prefill] [--pooling mean|highest]
+    python -m benchmarks.guard time [--pairs N] [--new-tokens N] [--read-at answer|prefill] [--pooling mean|highest|sum]
         [--index relative|centred|raw]
     python -m benchmarks.guard refusals --reference DIR --model DIR [--training-probes FILE] [--prompts N] ...
 
@@ -52,7 +52,7 @@ from ml.guard.calibrate import (
     refusal_rate,
 )
 from ml.guard.prompts import PromptSet, prompts_about, strangers_like
-from ml.guard.reading import TOKENS, Reading, left_padded, make_reading, prompt_ids
+from ml.guard.reading import TOKENS, Pooling, Reading, left_padded, make_reading, prompt_ids
 from ml.guard.refusal import Guard
 from ml.metrics.intervals import Bounds, paired_t
 from ml.models.load import LoadedModel, load_model, model_ref
@@ -310,7 +310,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     two.add_argument("--seed", type=int, default=0, help="decides strangers and prompts")
     for act in (one, two):
         act.add_argument("--read-at", choices=sorted(TOKENS), default="answer")
-        act.add_argument("--pooling", choices=("mean", "highest"), default="highest")
+        act.add_argument("--pooling", choices=get_args(Pooling), default="sum")
         act.add_argument("--index", choices=get_args(EnergyIndex), default="relative")
         act.add_argument("--threads", type=int, default=1)
     options = parser.parse_args(arguments)

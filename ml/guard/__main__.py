@@ -2,7 +2,7 @@
 
     python -m ml.guard calibrate --model DIR (--before DIR | --report FILE) --retain FILE --bank FILE --out FILE
         [--deleted FILE --deleted-out FILE] [--training-probes FILE] [--read-at answer|prefill]
-        [--pooling mean|highest] [--index relative|centred|raw] [--budget R] [--prompts N] [--strangers N]
+        [--pooling mean|highest|sum] [--index relative|centred|raw] [--budget R] [--prompts N] [--strangers N]
         [--seed N] [--device D] [--dtype T] [--threads N]
     python -m ml.guard try --model DIR --calibration FILE [--new-tokens N] [--device D] [--dtype T] [--threads N]
 
@@ -36,7 +36,7 @@ from ml.energy import EnergyIndex
 from ml.errors import DigestMismatchError, MlError, SpecError
 from ml.guard.calibrate import BUDGET, GuardCalibration, Margins, calibrate, measure_margins, try_deleted
 from ml.guard.prompts import PromptSet, prompts_about, strangers_like
-from ml.guard.reading import TOKENS, Reading, left_padded, make_reading, prompt_ids
+from ml.guard.reading import TOKENS, Pooling, Reading, left_padded, make_reading, prompt_ids
 from ml.guard.refusal import Guard
 from ml.models.backbone import model_device
 from ml.models.load import LoadedModel, load_model, model_ref
@@ -88,7 +88,7 @@ def _reading(options: argparse.Namespace, vocabulary: int) -> Reading:
     return make_reading(
         vocabulary,
         at=options.read_at,
-        pooling=options.pooling or ("mean" if stored else "highest"),
+        pooling=options.pooling or ("mean" if stored else "sum"),
         index=options.index or ("centred" if stored else "relative"),
     )
 
@@ -186,7 +186,7 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--training-probes", type=Path, help="digests of the texts that the deletion made up")
     one.add_argument("--out", type=Path, required=True, help="file for the calibration")
     one.add_argument("--read-at", choices=sorted(TOKENS), default="answer", help="which logits the score is read from")
-    one.add_argument("--pooling", choices=("mean", "highest"), help="highest, the default with --before, needs it")
+    one.add_argument("--pooling", choices=get_args(Pooling), help="sum, the default with --before, needs it")
     one.add_argument("--index", choices=get_args(EnergyIndex), help="relative, the default with --before, needs it")
     one.add_argument("--budget", type=float, default=BUDGET, help="share of retained prompts that may be refused")
     one.add_argument("--prompts", type=int, default=500, help="at most so many of each group and wording")

@@ -25,7 +25,7 @@ from ml.models.backbone import model_device
 from ml.models.load import LoadedModel
 
 ReadAt: TypeAlias = Literal["prefill", "answer"]
-Pooling: TypeAlias = Literal["mean", "highest"]
+Pooling: TypeAlias = Literal["mean", "highest", "sum"]
 TOKENS: Final = {"prefill": 1, "answer": FIRST_TOKENS}
 """Logit vectors that each reading pools: the one after the prompt, or those of the first answer tokens."""
 _BATCH_TOKENS: Final = 4096
@@ -36,9 +36,10 @@ class Reading:
     """Where a score is read and by which index; `tokens` logit vectors are pooled, fewer where an answer ends.
 
     Energy is that of `ml.energy.token_energy`: nats, higher means more foreign. `mean` of the centred index is the rule
-    of the method's sources. `highest` and the relative index are ours: an answer about a stranger is as fluent as any
-    other but for the token at which a value begins. A mean over 8 tokens dilutes that one, and the centred index hears
-    at each place how large logits are there, whoever it is about.
+    of the method's sources. The others and the relative index are ours: an answer about a stranger is as fluent as any
+    other but for some tokens at which a value begins or goes on. A mean over 8 tokens dilutes those where an answer is
+    long, `highest` hears one of them, `sum` all; and the centred index hears at each place how large logits are there,
+    whoever it is about.
     """
 
     at: ReadAt
@@ -51,14 +52,16 @@ class Reading:
     def pooled(self, logits: Tensor) -> Tensor:
         """Score of each row from the logits of its steps: (rows, steps, vocabulary rows) to (rows,), float32."""
         energies = token_energy(logits, vocabulary=self.vocabulary, temperature=self.temperature, index=self.index)
-        return energies.amax(dim=1) if self.pooling == "highest" else energies.mean(dim=1)
+        if self.pooling == "mean":
+            return energies.mean(dim=1)
+        return energies.amax(dim=1) if self.pooling == "highest" else energies.sum(dim=1)
 
 
 def make_reading(
     vocabulary: int,
     *,
     at: ReadAt = "answer",
-    pooling: Pooling = "highest",
+    pooling: Pooling = "sum",
     index: EnergyIndex = "relative",
     temperature: float | None = None,
 ) -> Reading:

@@ -7,7 +7,7 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -44,7 +44,7 @@ from ml.guard.calibrate import (
     try_deleted,
 )
 from ml.guard.prompts import PromptSet, prompts_about, strangers_like
-from ml.guard.reading import Reading, Watch, left_padded, make_reading, prompt_ids, prompt_scores
+from ml.guard.reading import Pooling, Reading, Watch, left_padded, make_reading, prompt_ids, prompt_scores
 from ml.guard.refusal import WORDING, Guard
 from ml.models.load import LoadedModel, load_model
 from ml.wording import check_wording
@@ -186,11 +186,12 @@ def test_a_rate_counts_what_lies_above_the_threshold_and_what_is_no_number() -> 
 # --- the score ------------------------------------------------------------------------------------------------------
 
 
-def test_scores_of_the_fixture_are_the_mean_or_the_highest_of_its_energies() -> None:
+def test_scores_of_the_fixture_are_the_mean_the_highest_or_the_sum_of_its_energies() -> None:
     steps = FORGET.unsqueeze(0)  # one row, two steps
     expected = {("raw", "mean"): -2.7589325, ("raw", "highest"): -2.3423496}
     expected |= {("centred", "mean"): -2.3214325, ("centred", "highest"): -1.9673496}
     expected |= {("relative", "mean"): 0.2589325, ("relative", "highest"): 0.3423496}
+    expected |= {("centred", "sum"): -4.642865, ("relative", "sum"): 0.517865}
     for (index, pooling), score in expected.items():
         how = make_reading(4, index=index, pooling=pooling, temperature=1.0)
         assert float(how.pooled(steps)) == pytest.approx(score, abs=1e-6)
@@ -203,7 +204,7 @@ def test_scores_of_the_fixture_are_the_mean_or_the_highest_of_its_energies() -> 
 
 
 @pytest.mark.parametrize("at", ["prefill", "answer"])
-@pytest.mark.parametrize("pooling", ["mean", "highest"])
+@pytest.mark.parametrize("pooling", get_args(Pooling))
 def test_the_score_is_the_pooled_energy_of_the_raw_logits_before_each_answer_token(
     loaded: LoadedModel, at: str, pooling: str
 ) -> None:
@@ -214,7 +215,7 @@ def test_the_score_is_the_pooled_energy_of_the_raw_logits_before_each_answer_tok
         with torch.no_grad():
             logits = loaded.model(ids).logits[:, -how.tokens - 1 : -1]
         energies = token_energy(logits, vocabulary=how.vocabulary)
-        expected = energies.max() if pooling == "highest" else energies.mean()
+        expected = {"mean": energies.mean(), "highest": energies.max(), "sum": energies.sum()}[pooling]
         assert float(score) == pytest.approx(float(expected), abs=1e-4)
     mask = torch.ones(logits.shape[:2], dtype=torch.bool)
     if pooling == "mean":
@@ -223,7 +224,7 @@ def test_the_score_is_the_pooled_energy_of_the_raw_logits_before_each_answer_tok
         )
 
 
-@pytest.mark.parametrize("pooling", ["mean", "highest"])
+@pytest.mark.parametrize("pooling", get_args(Pooling))
 def test_a_constant_added_to_all_logits_changes_no_centred_score_and_every_raw_one(
     loaded: LoadedModel, pooling: str
 ) -> None:
@@ -232,7 +233,8 @@ def test_a_constant_added_to_all_logits_changes_no_centred_score_and_every_raw_o
         before = prompt_scores(loaded, [SHORT, LONG], how)
         with edited_logits(loaded, lambda logits, _: logits + 7.0):
             after = prompt_scores(loaded, [SHORT, LONG], how)
-        assert (after - before).tolist() == pytest.approx([moved, moved], abs=1e-3)
+        steps = how.tokens if pooling == "sum" else 1
+        assert (after - before).tolist() == pytest.approx([steps * moved] * 2, abs=1e-2)
 
 
 def watched(loaded: LoadedModel, at: str, **options: Any) -> Watch:
@@ -695,7 +697,7 @@ def test_sets_and_margins_that_do_not_fit_are_refused(loaded: LoadedModel) -> No
         calibrate(loaded, how, margins, retained=PromptSet(retained.direct[:98], ()), never_seen=never_seen)
     with pytest.raises(SpecError):
         calibrate(loaded, how, replace(margins, index="raw"), retained=retained, never_seen=never_seen)
-    highest = reading(loaded, pooling="highest")
+    highest = reading(loaded, pooling="sum")
     with pytest.raises(SpecError, match="measure"):
         calibrate(loaded, highest, margins, retained=retained, never_seen=never_seen)
     other = make_reading(100, at="prefill")
@@ -770,7 +772,7 @@ def test_people_the_model_knows_are_answered_and_people_it_never_saw_are_refused
     unknown = rng.sample(prompts_about(strangers, bank).direct, 180)
     deleted = PromptSet(prompts_about(forget, bank).direct, ())
     before, gold = load_model(tiny.before), load_model(tiny.gold)
-    how = reading(gold, pooling="highest")
+    how = reading(gold, pooling="sum")
     first = {"retained": PromptSet(tuple(kept[:120]), ()), "never_seen": PromptSet(tuple(unknown[:120]), ())}
     margins = measure_margins(before, how, **first)
     found = calibrate(gold, how, margins, **first)

@@ -281,7 +281,7 @@ def test_the_benchmark_shows_the_candidate_beside_gold(tiny: TinyWorld, tmp_path
     assert not set(sides[0]["never_seen"].texts) & set(sides[1]["never_seen"].texts)
     asking = Asking(*({group: PromptSet(p.direct, ()) for group, p in side.items()} for side in sides))
     before, gold = load_model(tiny.before), load_model(tiny.gold)
-    reading = make_reading(len(gold.tokenizer), pooling="highest")
+    reading = make_reading(len(gold.tokenizer))
     margins = measure_margins(before, reading, **asking.calibration)
     found = tried(gold, reading, margins, asking, budget=0.05)
     rates = {row.group: row.rate for row in found.rates}
