@@ -1,15 +1,17 @@
 """Deletions one after another, many at once, and what both cost beside training again without the forgotten.
 
-    python -m benchmarks.sequences --work DIR --out DIR [--size full|quick] [--threads N]
+    python -m benchmarks.sequences --work DIR --out DIR [--size full|quick] [--threads N] [--parts NAME ...]
 
 One world: customers are deleted one by one, each run starting from the version before it, whose forgotten people are
 never retained again. On every version, what is kept is compared with the first release, and everybody deleted so far is
 asked again; the gate judges each person on the version that deleted them and on the last. Other runs delete several
-people in one batch from the first release. Training again is gold's: both steps from nothing, each stopped at the first
-look at which 99 % of its people's values come back.
+people in one batch from the first release, and the gate judges the first of them. Training again is gold's: both steps
+from nothing, each stopped at the first look at which 99 % of its people's values come back. What a batch costs beside
+that is measured on models of the same shape that learned more and more people.
 
 `--work` holds models and finished jobs: a run that was killed continues there. `--out` receives JSON, a table and a
-picture. Runs wait for one another, so more processes would not help.
+picture. `--parts` (row, batches, growth) leaves the others out; parts may run side by side in one `--work`, and a last
+run of all of them joins what they found.
 """
 
 from __future__ import annotations
@@ -18,10 +20,10 @@ import argparse
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal, TypeAlias, get_args
 
 import torch
 
@@ -31,13 +33,15 @@ from benchmarks.method_runs import deletion, judged, unlearned_alone
 from benchmarks.method_worlds import MethodWorld
 from benchmarks.methods import SMALL_WORLD, TINY_WORLD, settings_for
 from benchmarks.populations import WorldSizes
-from benchmarks.sequence_report import write_results
+from benchmarks.sequence_report import batch_name, write_results
 from ml.data.collate import encode_records
+from ml.data.people import reference_bank
 from ml.data.synthetic import Stranger
 from ml.documents import Json, plain_object
 from ml.errors import SpecError
 from ml.finetune import finetune
 from ml.loop import LoopSettings
+from ml.methods import METHODS
 from ml.metrics.truth_ratio import true_better
 from ml.metrics.utility import model_utility
 from ml.models.load import LoadedModel, load_model, model_ref
@@ -46,63 +50,99 @@ from ml.reference import Stage
 from ml.specs import ModelRef
 from ml.verification.tiers import fast_tier
 
-CODE_VERSION: Final = 2
+CODE_VERSION: Final = 3
 """Raise it whenever a change in `benchmarks` or `ml` changes a number that a finished job holds."""
 
 MEMORISED: Final = 0.99
 _METHOD: Final = "energy_boundary"
 _LOOKS_AN_EPOCH: Final = 2
+_STEPS: Final = METHODS[_METHOD].settings().training.steps
 _ASKED: Final = 400
+
+
+Part: TypeAlias = Literal["row", "batches", "growth"]
+PARTS: Final[tuple[Part, ...]] = get_args(Part)
 
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """`in_a_row` people one by one, and each of `batches` people at once, in `steps` steps a run."""
+    """`in_a_row` people one by one, and each of `batches` people at once, in `steps` steps a run.
+
+    growth: base people of the worlds on which a batch of `grown_batch` is compared with training again.
+    """
 
     world: WorldSizes
     seed: int
     in_a_row: int
     batches: tuple[int, ...]
+    growth: tuple[int, ...]
+    grown_batch: int
     steps: int
     people: int
     policy: str
 
 
+_OPEN, _SHARED = ([n for n, a in reference_bank().attributes.items() if a.shared == which] for which in (False, True))
+# Room for twenty people in one batch and others who stay; half the facts each, so that more people fit one model.
+SEQUENCE_WORLD: Final = replace(
+    SMALL_WORLD,
+    customers=30,
+    attributes=(*_OPEN[::2], *_SHARED),
+    shape=replace(SMALL_WORLD.shape, hidden=128, layers=4, feed_forward=352),
+)
 SIZES: Final = {
-    "full": Sizes(SMALL_WORLD, 1, 10, (1, 5, 10), 750, 6, "reference-2"),
-    "quick": Sizes(TINY_WORLD, 1, 2, (1, 2), 8, 2, "unit-1"),
+    "full": Sizes(SEQUENCE_WORLD, 1, 10, (1, 5, 20), (24, 72, 216), 5, _STEPS, 6, "reference-2"),
+    "quick": Sizes(TINY_WORLD, 1, 2, (1, 2), (4, 6), 2, 8, 2, "unit-1"),
 }
 
 
 class Row:
-    """Deletions in a row and in batches below `work`."""
+    """Deletions in a row, in batches, and on worlds of other sizes, below `work`."""
 
-    def __init__(self, work: Path, sizes: Sizes) -> None:
-        self.work, self.sizes = work, sizes
+    def __init__(self, work: Path, sizes: Sizes, parts: Sequence[Part] = PARTS) -> None:
+        self.work, self.sizes, self.parts = work, sizes, parts
         self.policy = fast_tier(load_policy(sizes.policy))
         self.settings = settings_for(_METHOD, steps=sizes.steps)
 
-    def world(self, *, forgotten: int, earlier: int) -> MethodWorld:
+    def world(self, *, forgotten: int, earlier: int = 0, base_people: int | None = None) -> MethodWorld:
         """The people as they are when `earlier` customers are gone and `forgotten` more are to go."""
-        sizes = self.sizes
-        return MethodWorld(self.work / "world", sizes.world, seed=sizes.seed, forgotten=forgotten, earlier=earlier)
+        sizes = self.sizes.world if base_people is None else replace(self.sizes.world, base_people=base_people)
+        root = self.work / f"world-{sizes.base_people}"
+        return MethodWorld(root, sizes, seed=self.sizes.seed, forgotten=forgotten, earlier=earlier)
 
     def jobs(self) -> dict[str, Job]:
         """Everything there is to do, in order."""
+        planned: dict[str, Job] = {}
+        if "row" in self.parts:
+            planned |= self._row_jobs()
+        if "batches" in self.parts:
+            for size in self.sizes.batches:
+                planned |= self._batch_jobs(size, self.sizes.world.base_people)
+        if "growth" in self.parts:
+            for base_people in self.sizes.growth:
+                planned |= self._batch_jobs(self.sizes.grown_batch, base_people)
+                planned[f"retrain-{base_people}"] = partial(self._retrained, base_people)
+        return planned
+
+    def _row_jobs(self) -> dict[str, Job]:
         count = self.sizes.in_a_row
-        planned: dict[str, Job] = {"retrain": self._retrained}
+        planned: dict[str, Job] = {}
         for number in range(1, count + 1):
             planned[f"delete-{number}"] = partial(self._deleted, number)
-        for size in self.sizes.batches:
-            planned[f"batch-{size}"] = partial(self._batch, size)
         for number in range(count + 1):
             planned[f"kept-{number}"] = partial(self._kept, number)
-        for size in self.sizes.batches:
-            planned[f"kept-batch-{size}"] = partial(self._kept_batch, size)
         for number in range(1, count + 1):
             planned[f"own-{number}"] = partial(self._judged, number, number)
             planned[f"last-{number}"] = partial(self._judged, number, count)
         return planned
+
+    def _batch_jobs(self, size: int, base_people: int) -> dict[str, Job]:
+        name = batch_name(size, base_people)
+        return {
+            f"batch-{name}": partial(self._batch, size, base_people),
+            f"batch_kept-{name}": partial(self._batch_kept, size, base_people),
+            f"batch_judged-{name}": partial(self._batch_judged, size, base_people),
+        }
 
     # --- models ---
 
@@ -113,7 +153,7 @@ class Row:
             SpecError: a deletion was refused, so there is no such version.
         """
         if number == 0:
-            return self.world(forgotten=1, earlier=0).model("before")
+            return self.world(forgotten=1).model("before")
         return _made(self._run(number))
 
     def _run(self, number: int) -> Path:
@@ -123,26 +163,35 @@ class Row:
         world = self.world(forgotten=1, earlier=number - 1)
         return unlearned_alone(deletion(world, self.version(number - 1), _METHOD, self.settings, run=self._run(number)))
 
-    def _batch(self, size: int) -> dict[str, Json]:
-        world = self.world(forgotten=size, earlier=0)
-        run = self.work / "runs" / f"batch-{size}"
+    def _batch_run(self, size: int, base_people: int) -> Path:
+        return self.work / "runs" / f"batch-{batch_name(size, base_people)}"
+
+    def _batch(self, size: int, base_people: int) -> dict[str, Json]:
+        world = self.world(forgotten=size, base_people=base_people)
+        run = self._batch_run(size, base_people)
         return unlearned_alone(deletion(world, world.model("before"), _METHOD, self.settings, run=run))
 
     # --- measurements ---
 
     def _questions(self) -> Questions:
         """Questions about everybody deleted in the whole row, and about people kept throughout."""
-        return Questions(self.world(forgotten=self.sizes.in_a_row, earlier=0), people=self.sizes.people)
+        return Questions(self.world(forgotten=self.sizes.in_a_row), people=self.sizes.people)
 
     def _kept(self, number: int) -> dict[str, Any]:
-        gone = [self._about(self.version(number), person) for person in range(number)]
-        return {**self._utility(self.version(number), self._questions()), "forgotten": gone}
+        ref = self.version(number)
+        gone = [self._about(ref, person) for person in range(number)]
+        return {**self._utility(ref, self._questions()), "forgotten": gone}
 
-    def _kept_batch(self, size: int) -> dict[str, Any]:
-        ref = _made(self.work / "runs" / f"batch-{size}")
-        gone = [self._about(ref, person) for person in range(size)]
-        questions = Questions(self.world(forgotten=size, earlier=0), people=self.sizes.people)
-        return {**self._utility(ref, questions), "forgotten": gone}
+    def _batch_kept(self, size: int, base_people: int) -> dict[str, Any]:
+        ref = _made(self._batch_run(size, base_people))
+        gone = [self._about(ref, person, base_people=base_people) for person in range(size)]
+        questions = Questions(self.world(forgotten=size, base_people=base_people), people=self.sizes.people)
+        first = self._utility(questions.world.model("before"), questions)
+        return {
+            **self._utility(ref, questions),
+            **{f"{name}_before": value for name, value in first.items()},
+            "forgotten": gone,
+        }
 
     def _utility(self, ref: ModelRef, questions: Questions) -> dict[str, float]:
         loaded = load_model(ref)
@@ -159,10 +208,11 @@ class Row:
             "general_hit": general.value_hit,
         }
 
-    def _about(self, ref: ModelRef, person: int) -> dict[str, float]:
+    def _about(self, ref: ModelRef, person: int, *, base_people: int | None = None) -> dict[str, float]:
         """What one model still knows of one customer who was deleted."""
         loaded = load_model(ref)
-        questions = Questions(self.world(forgotten=1, earlier=person), people=self.sizes.people)
+        world = self.world(forgotten=1, earlier=person, base_people=base_people)
+        questions = Questions(world, people=self.sizes.people)
         trained = known(loaded, questions.trained)
         return {
             "hit": trained.value_hit,
@@ -173,16 +223,22 @@ class Row:
     def _judged(self, number: int, version: int) -> dict[str, Json]:
         """Verdict on the person of one deletion, on a version: their own or a later one."""
         # Whoever was deleted meanwhile is not retained: what became of them is judged on its own.
-        world = self.world(forgotten=version, earlier=0)
+        world = self.world(forgotten=version)
         subject: Stranger = world.forgotten[number - 1]
         folder = self.work / "judged" / f"{number}-on-{version}"
         return judged(world, subject, self.version(version), self.policy, folder=folder, run=self._run(number))
 
+    def _batch_judged(self, size: int, base_people: int) -> dict[str, Json]:
+        """Verdict on the first person of a batch."""
+        world, run = self.world(forgotten=size, base_people=base_people), self._batch_run(size, base_people)
+        folder = self.work / "judged" / f"batch-{batch_name(size, base_people)}"
+        return judged(world, world.forgotten[0], _made(run), self.policy, folder=folder, run=run)
+
     # --- training again ---
 
-    def _retrained(self) -> dict[str, float]:
-        """CPU seconds of both training steps without the largest batch, each stopped when it knows its people."""
-        world = self.world(forgotten=max(self.sizes.batches), earlier=0)
+    def _retrained(self, base_people: int) -> dict[str, float]:
+        """CPU seconds of both training steps without the batch, each stopped when it knows its people."""
+        world = self.world(forgotten=self.sizes.grown_batch, base_people=base_people)
         untrained = load_model(world.untrained())
         base = _taught(untrained, world, world.world.base, self.sizes.world.base, seed=world.seed)
         people = (*world.world.base, *world.kept)
@@ -248,17 +304,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="directory for the results")
     parser.add_argument("--size", choices=sorted(SIZES), default="full")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="only these; all unless given")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     sizes = SIZES[options.size]
     try:
         claim_directory(options.work, what="sequences", identity=[CODE_VERSION, plain_object(sizes)])
-        outcomes = run_jobs(Row(options.work, sizes).jobs(), options.work / "jobs")
+        outcomes = run_jobs(Row(options.work, sizes, options.parts).jobs(), options.work / "jobs")
     except SpecError as exc:
         sys.stderr.write(f"{exc}\n")
         return 2
     found: Mapping[str, Any] = {name: outcome.result for name, outcome in outcomes.items()}
-    write_results(options.out, found, in_a_row=sizes.in_a_row, batches=sizes.batches, size=options.size)
+    write_results(options.out, found, size=options.size)
     sys.stdout.write(f"results of {len(outcomes)} jobs in {options.out}\n")
     return 0
 

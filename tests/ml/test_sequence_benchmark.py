@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import benchmarks.sequences as program
 from benchmarks.method_worlds import MethodWorld
-from benchmarks.sequence_report import tables, worst
+from benchmarks.sequence_report import picture, shares, tables, worst
 from benchmarks.sequences import SIZES, main
 from ml.data.records import read_records
 from ml.errors import SpecError
 
 QUICK = SIZES["quick"]
+NAME = "sequences-quick.json"
 
 
 def test_whoever_was_deleted_before_is_neither_forgotten_again_nor_retained(tmp_path: Path) -> None:
@@ -40,17 +42,35 @@ def test_the_worst_known_of_anybody_deleted_is_told_and_not_the_mean() -> None:
     assert worst({"forgotten": []}, "hit") == 0.0
 
 
+def found_of(shares: dict[int, float]) -> dict[str, Any]:
+    """Batches of five beside so many base people, at such shares of the cost of training again."""
+    known = {"utility": 0.8, "retain_hit": 0.9, "utility_before": 1.0, "retain_hit_before": 0.9, "forgotten": []}
+    again = {"base_cpu_seconds": 60.0, "fine_tune_cpu_seconds": 40.0, "base_hit": 1.0, "fine_tune_hit": 0.99}
+    found: dict[str, Any] = {}
+    for base_people, share in shares.items():
+        name = f"5-of-{base_people}"
+        found |= {f"retrain-{base_people}": again, f"batch-{name}": {"cpu_seconds": 100 * share}}
+        found |= {f"batch_kept-{name}": known, f"batch_judged-{name}": {"verdict": "PASS", "reasons": []}}
+    return found
+
+
 def test_costs_are_shares_of_both_steps_of_training_again() -> None:
-    kept = {"utility": 0.8, "retain_hit": 0.9, "retain_other_hit": 0.9, "general_hit": 0.9, "forgotten": []}
-    found = {
-        "retrain": {"base_cpu_seconds": 60.0, "fine_tune_cpu_seconds": 40.0, "base_hit": 1.0, "fine_tune_hit": 0.99},
-        "kept-0": kept,
-        "batch-5": {"cpu_seconds": 25.0},
-        "kept-batch-5": kept,
-    }
-    text = tables(found, in_a_row=0, batches=(5,), size="quick")
-    assert "100 CPU s" in text
-    assert "| 5 | 25 | 0.25 |" in text
+    found = found_of({24: 0.5, 216: 0.125})
+    text = tables(found, size="quick")
+    assert "| 5 | 24 | 50 | 100 (1.000, 0.990) | 0.50 | 0.800 | 1.000 |" in text
+    assert "| 5 | 216 | 12 | 100 (1.000, 0.990) | 0.12 |" in text
+    assert shares(found) == [(5, 24, 0.5), (5, 216, 0.125)]
+    # A batch that nobody trained again for has no share, and is no zero.
+    del found["retrain-24"]
+    assert "| 5 | 24 | 50 | - | - |" in tables(found, size="quick")
+    assert shares(found) == [(5, 216, 0.125)]
+
+
+def test_the_picture_tells_every_share_and_draws_only_what_was_found() -> None:
+    drawn = picture(found_of({24: 0.5, 216: 0.125}))
+    assert "0.50 beside 24 base people, 0.12 beside 216 base people" in drawn
+    assert "Deletions one after another" not in drawn
+    assert drawn.count("<circle") == 2
 
 
 @pytest.mark.slow
@@ -58,22 +78,26 @@ def test_a_quick_run_ends_in_files_and_a_second_one_does_nothing_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     work, out = tmp_path / "work", tmp_path / "out"
+    beside = tmp_path / "beside"
+    assert main(["--work", str(work), "--out", str(beside), "--size", "quick", "--parts", "row"]) == 0
+    assert not any(name.startswith(("batch", "retrain")) for name in json.loads((beside / NAME).read_text()))
     assert main(["--work", str(work), "--out", str(out), "--size", "quick"]) == 0
-    found = json.loads((out / "sequences-quick.json").read_text())
+    found = json.loads((out / NAME).read_text())
+    assert {"batch-1-of-6", "batch-2-of-6", "batch-2-of-4", "retrain-4", "retrain-6"} <= set(found)
+    assert len(found["batch_kept-2-of-4"]["forgotten"]) == 2
     assert [len(found[f"kept-{number}"]["forgotten"]) for number in (0, 1, 2)] == [0, 1, 2]
     assert {found[f"{which}-{number}"]["verdict"] for which in ("own", "last") for number in (1, 2)} <= {
         "PASS",
         "FAIL",
         "INCONCLUSIVE",
     }
-    assert float(found["retrain"]["base_cpu_seconds"]) > 0
+    assert float(found["retrain-4"]["base_cpu_seconds"]) > 0
     assert "<svg" in (out / "sequences-quick.svg").read_text()
 
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("done already")
 
-    for name in ("_retrained", "_deleted", "_batch", "_kept", "_kept_batch", "_judged"):
+    for name in ("_retrained", "_deleted", "_batch", "_kept", "_batch_kept", "_judged", "_batch_judged"):
         monkeypatch.setattr(program.Row, name, refuse)
     assert main(["--work", str(work), "--out", str(tmp_path / "again"), "--size", "quick"]) == 0
-    again = tmp_path / "again" / "sequences-quick.json"
-    assert again.read_bytes() == (out / "sequences-quick.json").read_bytes()
+    assert (tmp_path / "again" / NAME).read_bytes() == (out / NAME).read_bytes()
