@@ -5,6 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings as hypothesis_settings
+
+# How long an example takes says something about the machine and what else it does.
+hypothesis_settings.register_profile("lethe", deadline=None)
+hypothesis_settings.load_profile("lethe")
 
 
 def pytest_report_header() -> list[str]:
