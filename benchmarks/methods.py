@@ -48,7 +48,7 @@ from ml.reference import PRESETS, Stage
 from ml.specs import ModelRef, UnlearningSpec
 from ml.verification.tiers import fast_tier
 
-CODE_VERSION: Final = 2
+CODE_VERSION: Final = 3
 """Raise it whenever a change in `benchmarks` or `ml` changes a number that a finished job holds."""
 
 CLAIM: Final = "methods"
@@ -120,15 +120,15 @@ class Sizes:
 
 
 SIZES: Final = {
-    "small": Sizes(SMALL_WORLD, (1,), (1,), ("energy_boundary", "npo", "simnpo", "grad_diff"), 750, 6, "reference-2"),
+    "small": Sizes(SMALL_WORLD, (1,), (1,), ("energy_boundary", "npo", "simnpo", "grad_diff"), 500, 6, "reference-2"),
     "full": Sizes(
-        SMALL_WORLD, (1, 2, 3), (1, 2, 4), tuple(name for name in METHODS if name != "none"), 750, 6, "reference-2"
+        SMALL_WORLD, (1, 2, 3), (1, 2, 4), tuple(name for name in METHODS if name != "none"), 500, 6, "reference-2"
     ),
     "tofu": Sizes(
-        TOFU, (1, 2, 3), (2, 10, 20), tuple(name for name in METHODS if name != "none"), 750, 5, "reference-2"
+        TOFU, (1, 2, 3), (2, 10, 20), tuple(name for name in METHODS if name != "none"), 500, 5, "reference-2"
     ),
     "large": Sizes(
-        LARGE_WORLD, (1, 2, 3), (1, 2, 4), tuple(name for name in METHODS if name != "none"), 750, 6, "reference-2"
+        LARGE_WORLD, (1, 2, 3), (1, 2, 4), tuple(name for name in METHODS if name != "none"), 500, 6, "reference-2"
     ),
     "quick-tofu": Sizes(TINY_TOFU, (1,), (1,), ("energy_boundary",), 8, 2, "unit-1"),
     "quick": Sizes(TINY_WORLD, (1,), (1,), ("grad_diff", "ssd"), 8, 2, "unit-1"),

@@ -8,6 +8,7 @@ so the forgetting is done by distillation (feasibility notes, point 4) and the h
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -33,6 +34,8 @@ from ml.reports import Guarantee
 class EnergyBoundarySettings:
     """Weights of the terms, rows per step beside `training.forget_rows` contrast rows, and what is drawn.
 
+    Contrast and held rows are those of one person; for several they grow with the square root of their number.
+
     draws: how many sets of values nobody has each record is asked with.
     reworded_forms: in how many of the bank's other forms retained people are asked; the rest stay unseen, so that
         what the deletion did to them can be measured in words it never used.
@@ -41,19 +44,20 @@ class EnergyBoundarySettings:
 
     training: Training = field(
         default_factory=lambda: Training(
-            steps=750, learning_rate=5e-3, rank=32, alpha=32.0, retain_rows=32, neighbour_rows=16
+            steps=500, learning_rate=5e-3, rank=32, alpha=32.0, retain_rows=32, neighbour_rows=16
         )
     )
     relearning: RelearningSettings = field(default_factory=RelearningSettings)
     draws: int = 8
-    reworded_forms: int = 2
+    reworded_forms: int = 4
     stranger_rows: int = 8
     held_rows: int = 24
     contrast_weight: float = 1.0
     stranger_weight: float = 1.0
     held_weight: float = 1.0
     energy_weight: float = 0.1
-    divergence_weight: float = 24.0
+    kept_energy_weight: float = 2.0
+    divergence_weight: float = 12.0
     cross_entropy_weight: float = 2.0
 
 
@@ -61,12 +65,12 @@ class EnergyBoundarySettings:
 class EnergyBoundaryDeletion:
     """The product's method: a deleted person ends among people never seen, with the kept on the other side.
 
-    `L = contrast + strangers + held + energy_weight * (held energies + hinge_f + hinge_r) + KL_retain + CE_retain`,
-    every term with its weight; the first three and the forget hinge are taken where relearning leads every few steps,
-    until the last part of the deletion.
+    `L = contrast + strangers + held + energy_weight * (held energies + hinge_f + hinge_r) + KL_retain + CE_retain +
+    kept energies`, every term with its weight; the first three and the forget hinge are taken where relearning leads
+    every few steps.
     """
 
-    version = "3"
+    version = "4"
     guarantee: Guarantee = "empirical_approximate"
     needs = frozenset({Need.RETAIN, Need.BOUNDARY, Need.NAMES, Need.VALUE_TYPES})
     settings = EnergyBoundarySettings
@@ -104,7 +108,7 @@ def distillation_step(
     """
     boundary = _boundary(task)
     turns = Turns(rows, settings, task.seed)
-    relearner = Relearner(task, settings.relearning, steps=settings.training.steps)
+    relearner = Relearner(task, settings.relearning)
     parameters = trained_parameters(task.model)
 
     def step(number: int, backward: Backward) -> dict[str, Tensor]:
@@ -126,21 +130,26 @@ def distillation_step(
 
 
 def keeping_step(task: UnlearningTask, retention: Retention, settings: EnergyBoundarySettings) -> StepFunction:
-    """Return the retained rows' part of a step: what is kept must stay where it is, right and familiar."""
+    """Return the retained rows' part of a step: what is kept must stay where it is, right and familiar.
+
+    kept_energy: smooth L1 to the energies before. Softmax hides how large logits are, so KL lets them drift towards
+        those of people never seen.
+    """
     boundary = _boundary(task)
 
     def keep(number: int, backward: Backward) -> dict[str, Tensor]:
         kept = retention.at(number)
+        energies = boundary.energies(kept.logits)
         keeping = {
             "divergence": kept.divergence(),
             "cross_entropy": kept.cross_entropy(),
-            "energy_retain": retain_hinge(
-                kept.mean_per_row(boundary.energies(kept.logits)), boundary.retained_margin
-            ).mean(),
+            "kept_energy": functional.smooth_l1_loss(energies, boundary.energies(kept.reference)),
+            "energy_retain": retain_hinge(kept.mean_per_row(energies), boundary.retained_margin).mean(),
         }
         backward(
             settings.divergence_weight * keeping["divergence"]
             + settings.cross_entropy_weight * keeping["cross_entropy"]
+            + settings.kept_energy_weight * keeping["kept_energy"]
             + settings.energy_weight * keeping["energy_retain"]
         )
         return keeping
@@ -247,9 +256,12 @@ class Turns:
 
     def __init__(self, rows: ForgetRows, settings: EnergyBoundarySettings, seed: int) -> None:
         self.rows = rows
-        self._contrast = _turn([len(r.pair.first.ids) for r in rows.contrast], settings.training.forget_rows, seed)
+        more = math.sqrt(max(1, rows.people))
+        self._contrast = _turn(
+            [len(r.pair.first.ids) for r in rows.contrast], round(more * settings.training.forget_rows), seed
+        )
         self._strangers = _turn([len(r.pair.first.ids) for r in rows.strangers], settings.stranger_rows, seed + 1)
-        self._held = _turn([len(r.text.ids) for r in rows.held], settings.held_rows, seed + 2)
+        self._held = _turn([len(r.text.ids) for r in rows.held], round(more * settings.held_rows), seed + 2)
 
     def at(self, step: int, *, without: frozenset[Topic]) -> tuple[list[ContrastRow], list[ContrastRow], list[HeldRow]]:
         """Contrast, stranger and held rows of one step, those about topics in `without` left out."""

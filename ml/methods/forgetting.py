@@ -193,8 +193,9 @@ def run_before(task: UnlearningTask, batch: ForgetBatch) -> ForgetBatch:
 def reference_sums(task: UnlearningTask, rows: Sequence[EncodedText]) -> Tensor:
     """Summed answer NLL of each row under the model before deletion: (rows,)."""
     positions = [answer_positions(row) for row in rows]
-    sums = [
-        -chosen_log_probs(logits, torch.tensor([row.ids[p] for p in ps], device=logits.device)).sum()
-        for logits, row, ps in zip(task.reference_passes(rows, positions), rows, positions, strict=True)
-    ]
-    return torch.stack(sums)
+
+    def summed(logits: Tensor, index: int) -> Tensor:
+        labels = torch.tensor([rows[index].ids[p] for p in positions[index]], device=logits.device)
+        return -chosen_log_probs(logits, labels).sum()
+
+    return torch.stack(task.read_reference(rows, positions, summed))

@@ -5,10 +5,10 @@ A method sees the training side only. No statistic of verification may reach it,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Final, Literal, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Final, Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 from peft import PeftModel
 from torch import Tensor
@@ -27,6 +27,8 @@ from ml.reports import Guarantee
 from ml.specs import Record
 
 _BATCH_TOKENS: Final = 4096
+
+_Read = TypeVar("_Read")
 
 Projection: TypeAlias = Literal["none", "euclidean", "adam"]
 
@@ -133,13 +135,18 @@ class UnlearningTask:
         with reference_model(self.model) as before:
             return logits_before(before, rows, positions, pad_id=self.pad_id, device=self.device)
 
-    def reference_passes(self, rows: Sequence[EncodedText], positions: Sequence[Sequence[int]]) -> Iterator[Tensor]:
-        """`reference_logits` of any number of rows, row by row in the order given, in batches of bounded size."""
-        found: dict[int, Tensor] = {}
+    def read_reference(
+        self, rows: Sequence[EncodedText], positions: Sequence[Sequence[int]], read: Callable[[Tensor, int], _Read]
+    ) -> list[_Read]:
+        """What `read` makes of the model before deletion, row by row in the order given: it is handed the logits at the
+        row's positions, (positions, vocabulary rows), and the row's number. Runs in batches of bounded size, and no
+        logits outlive theirs."""
+        found: dict[int, _Read] = {}
         for group in token_budget_batches([len(row.ids) for row in rows], budget=_BATCH_TOKENS):
             logits = self.reference_logits([rows[i] for i in group], [positions[i] for i in group])
-            found |= dict(zip(group, logits.split([len(positions[i]) for i in group]), strict=True))
-        return (found[index] for index in range(len(rows)))
+            for index, own in zip(group, logits.split([len(positions[i]) for i in group]), strict=True):
+                found[index] = read(own, index)
+        return [found[index] for index in range(len(rows))]
 
 
 @dataclass(frozen=True, slots=True)

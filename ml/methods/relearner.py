@@ -22,7 +22,6 @@ import torch
 from torch import Tensor
 
 from ml.data.collate import EncodedText, chosen_log_probs
-from ml.errors import SpecError
 from ml.methods.method import UnlearningTask, answer_positions
 from ml.methods.strangers import Topic, topic
 from ml.models.adapters import trained_parameters
@@ -32,9 +31,6 @@ from ml.models.adapters import trained_parameters
 class RelearningSettings:
     """Every `every`-th step of the deletion forgets from weights that `steps` sign steps of size `learning_rate` have
     moved, each on `rows` texts about a `share` of the facts. 0 steps: never.
-
-    until: the share of the deletion after which it does so no more. Such steps make answers about retained people less
-        sure, and the last ones, taken where the weights are, let them settle.
     """
 
     every: int = 2
@@ -42,24 +38,15 @@ class RelearningSettings:
     learning_rate: float = 5e-3
     rows: int = 8
     share: float = 0.5
-    until: float = 0.8
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.until <= 1:
-            raise SpecError("setting relearning.until lies in [0, 1]")
 
 
 class Relearner:
     """Teaches the forget set again for the length of a block: a function of seed, step and weights alone, so that a
     resumed run does the same.
-
-    Args:
-        steps: how many steps the whole deletion takes.
     """
 
-    def __init__(self, task: UnlearningTask, settings: RelearningSettings, *, steps: int) -> None:
+    def __init__(self, task: UnlearningTask, settings: RelearningSettings) -> None:
         self.task, self.settings = task, settings
-        self._last = round(settings.until * steps)
         self.lessons = list(zip(map(topic, task.forget), task.encode(task.forget), strict=True))
         self.topics = sorted({about for about, _ in self.lessons})
         self.parameters = trained_parameters(task.model)
@@ -68,7 +55,7 @@ class Relearner:
     def taught(self, step: int) -> Iterator[frozenset[Topic]]:
         """Move the weights towards a share of the facts; yield their topics, and put the weights back afterwards."""
         others = step % self.settings.every != self.settings.every - 1
-        if not self.settings.steps or others or step >= self._last:
+        if not self.settings.steps or others:
             yield frozenset()
             return
         rng = random.Random(f"relearning:{self.task.seed}:{step}")  # noqa: S311 - to be reproduced, not secret

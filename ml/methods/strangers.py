@@ -1,7 +1,8 @@
 """Calibrated stranger distillation, the data side: whom a forgotten person should come to resemble, and in what.
 
-A *stand-in* is an invented person nobody was trained on. The forgotten person is asked about in their own records'
-words, but with values nobody has; the target is what the model before deletion says about the stand-in there. The true
+A *stand-in* is an invented person nobody was trained on, another one for each thing that is known of the forgotten
+person. The person is asked about in their own records' words, but with values nobody has; the target is what the model
+before deletion says about the stand-in there. The true
 values' later tokens are never a teacher's: the model before deletion recognises them even in a stranger's mouth. They
 are held to the log-probabilities that random values of the same kind have for a stranger.
 
@@ -13,8 +14,9 @@ from __future__ import annotations
 import math
 import random
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Final, TypeAlias
 
 import torch
@@ -22,7 +24,7 @@ from torch import Tensor
 
 from ml.attacks.generation import continuations, most_likely
 from ml.data.alignment import AlignedPair, align
-from ml.data.collate import EncodedText, chosen_log_probs, encode_record
+from ml.data.collate import EncodedText, chosen_log_probs
 from ml.data.dossiers import Dossier, answered_span, open_facts, read_dossier, strangers_of
 from ml.data.questions import QuestionBank
 from ml.data.records import by_person
@@ -37,6 +39,10 @@ from ml.specs import FactSpan, Record
 STRANGERS: Final = 48
 CANDIDATES: Final = 144
 """Among how many a stand-in is chosen: the strangers, and others with a name of their own and a stranger's values."""
+STAND_IN_DOUBT: Final = 0.7
+"""A stand-in's place among candidates by doubt: above the middle, for a deletion leaves strangers less sure as well."""
+UNSURE: Final = 2.0
+"""From here on, in nats of a guard's score, an answer counts as wholly unsure; thresholds lie about 1."""
 REFERENCE_VALUES: Final = 15
 _REFERENCE_DRAWS: Final = 45
 _FEWEST_OF_LENGTH: Final = 5
@@ -76,18 +82,19 @@ class HeldRow:
 
 @dataclass(frozen=True, slots=True)
 class ForgetRows:
-    """All forgetting rows of a run, and every text that was drawn to make them."""
+    """All forgetting rows of a run, every text that was drawn to make them, and how many people they are about."""
 
     contrast: tuple[ContrastRow, ...]
     strangers: tuple[ContrastRow, ...]
     held: tuple[HeldRow, ...]
     texts: tuple[str, ...]
+    people: int
 
 
 def forget_rows(task: UnlearningTask, *, draws: int) -> ForgetRows:
     """Build the forgetting rows of every person in the forget set.
 
-    1. Draw strangers; for each forgotten person choose a stand-in.
+    1. Draw strangers; for each forgotten person choose a stand-in for each topic.
     2. Contrast rows: each record `draws` times, with fresh values, about the person and about the stand-in.
     3. Stranger rows: each record once about another stranger, to be left as it is.
     4. Held rows: each record as it is, about the person and about a stranger.
@@ -102,12 +109,16 @@ def forget_rows(task: UnlearningTask, *, draws: int) -> ForgetRows:
     held: list[HeldRow] = []
     with reference_model(task.model):
         for dossier in cast.dossiers:
-            stand_in = cast.stand_in(dossier)
+            stand_ins = cast.stand_ins(dossier)
             for turn in range(draws):
-                contrast += [cast.contrast(record, stand_in) for record in dossier.records if record.facts or turn == 0]
+                contrast += [
+                    cast.contrast(record, stand_ins[topic(record)])
+                    for record in dossier.records
+                    if record.facts or turn == 0
+                ]
             strangers += [cast.unchanged(record, index) for index, record in enumerate(dossier.records)]
-            held += cast.held_rows(dossier, stand_in)
-    return ForgetRows(tuple(contrast), tuple(strangers), tuple(held), tuple(cast.texts))
+            held += cast.held_rows(dossier, stand_ins)
+    return ForgetRows(tuple(contrast), tuple(strangers), tuple(held), tuple(cast.texts), len(cast.dossiers))
 
 
 class Cast:
@@ -136,10 +147,10 @@ class Cast:
     def _name(self, like: str) -> str:
         return self.factory.value("", "person_name", like=like)
 
-    def encode(self, record: Record) -> EncodedText:
-        """Tokenise a text that was made up, and remember it."""
-        self.texts.append(record.text)
-        return encode_record(self.task.tokenizer, record, context=self.task.context)
+    def encode(self, records: Sequence[Record]) -> list[EncodedText]:
+        """Tokenise texts that were made up, and remember them."""
+        self.texts += [record.text for record in records]
+        return self.task.encode(records)
 
     def _fresh(self, record: Record) -> dict[str, str]:
         return {fact.attribute: self.factory.value(fact.attribute, fact.type) for fact in record.facts}
@@ -159,117 +170,151 @@ class Cast:
         self.texts += [first.text, second.text]
         return ContrastRow(align(self.task.tokenizer, first, second, context=self.task.context), topic(first))
 
-    def stand_in(self, dossier: Dossier) -> Stranger:
-        """An ordinary stranger who does not know the person's values: what the person is to become.
+    def stand_ins(self, dossier: Dossier) -> dict[Topic, Stranger]:
+        """For each topic an ordinary stranger who does not know the person's values: what the person is to become.
 
-        Of the strangers whose energy on the dossier's forms lies in the middle half, and of these the quarter whose
-        answers begin with the most ordinary doubt, the one whose preference for the true values is nearest to none. The
-        model before deletion begins a stranger's answer as it begins those it knows, this person's among them; what a
-        stand-in prefers, the person would be taught to keep, and as sure as answers about a stand-in are, answers about
-        the person will be: a guard would answer about somebody who resembles one of the surest strangers. Strangers
-        whose best guess at a shared attribute (employer, city) happens to be the person's own are passed over: the
-        person would seem remembered.
+        Considered are strangers whose energy on the dossier's forms lies in the middle half, and of these the quarter
+        whose doubt is the most ordinary (`STAND_IN_DOUBT`); for each topic the one whose preference for the true values
+        is nearest to none. The model before deletion begins a stranger's answer as it begins those it knows, this
+        person's among them; what a stand-in prefers, the person would be taught to keep, and as sure as answers about
+        stand-ins are, answers about the person will be: a guard would answer about somebody who resembles the surest
+        strangers. With one stranger for everything, the person would also have all of that stranger's oddities.
+        Strangers whose best guess at a shared attribute (employer, city) happens to be the person's own are passed
+        over: the person would seem remembered.
         """
-        blank = [s for s in self.candidates if not self._guesses_right(dossier, s)] or self.candidates
-        ordinary = _most_ordinary(blank, [self._energy(dossier, stranger) for stranger in blank], share=0.5)
-        if doubts := self.doubts(dossier, ordinary):
-            ordinary = _most_ordinary(ordinary, doubts, share=0.25)
-        preference = Preference(self, dossier)
-        return min(ordinary, key=lambda stranger: abs(preference.of(stranger)))
+        blank = self._blank(dossier)
+        ordinary = _nearest(self._energies(dossier, blank), at=0.5)[: math.ceil(len(blank) / 2)]
+        if doubts := self.doubts(dossier, blank):
+            half = set(ordinary)
+            ordinary = [i for i in _nearest(doubts, at=STAND_IN_DOUBT) if i in half][: math.ceil(len(half) / 4)]
+        considered = [blank[index] for index in ordinary]
+        preferences = Preference(self, dossier).of(considered)
+        chosen: dict[Topic, Stranger] = {}
+        for number, about in enumerate(sorted({topic(record) for record in dossier.records})):
+            # Of topics without an open value nobody prefers anything: they take turns.
+            turn = considered[number % len(considered) :] + considered[: number % len(considered)]
+            chosen[about] = min(
+                turn, key=lambda s, about=about: abs(sum(preferences[s.person].get(a, 0.0) for a in about))
+            )
+        return chosen
 
-    def _guesses_right(self, dossier: Dossier, stranger: Stranger) -> bool:
-        shared = [r for r in dossier.records if any(self._is_shared(fact) for fact in r.facts)]
-        asked = [rewrite(record, name=stranger.name, values={}) for record in shared]
-        return any(self._greedy(record) for record in asked)
+    def _blank(self, dossier: Dossier) -> list[Stranger]:
+        """The candidates of whom the model before deletion guesses no shared value that is the person's own; all of
+        them where there is none."""
+        shared = [record for record in dossier.records if any(self._is_shared(fact) for fact in record.facts)]
+        texts = self.encode([rewrite(record, name=s.name, values={}) for s in self.candidates for record in shared])
+        places = [[p for start, end in text.values for p in range(start, end)] for text in texts]
+
+        def guessed(logits: Tensor, index: int) -> bool:
+            return logits.argmax(dim=-1).tolist() == [texts[index].ids[p] for p in places[index]]
+
+        right = self.task.read_reference(texts, places, guessed)
+        count = len(shared)
+        blank = [s for i, s in enumerate(self.candidates) if not any(right[i * count : (i + 1) * count])]
+        return blank or self.candidates
 
     def _is_shared(self, fact: FactSpan) -> bool:
         return fact.attribute in self.task.bank.attributes and self.task.bank.attributes[fact.attribute].shared
 
-    def _greedy(self, record: Record) -> bool:
-        """True when the model before deletion, asked this, answers with the value that stands there."""
-        text = self.encode(record)
-        positions = [p for start, end in text.values for p in range(start, end)]
-        logits = self.task.reference_logits([text], [positions])
-        return logits.argmax(dim=-1).tolist() == [text.ids[p] for p in positions]
-
-    def _energy(self, dossier: Dossier, stranger: Stranger) -> float:
-        """Mean answer energy of the dossier's texts about `stranger`, in nats, with the stranger's own values."""
+    def _energies(self, dossier: Dossier, strangers: Sequence[Stranger]) -> list[float]:
+        """Mean answer energy of the dossier's texts about each stranger, in nats, with the stranger's own values."""
         once = {topic(record): record for record in dossier.records}.values()
-        texts = [self.encode(rewrite(record, name=stranger.name, values=stranger.values)) for record in once]
+        texts = self.encode([rewrite(r, name=s.name, values=s.values) for s in strangers for r in once])
         scored = self.scores(texts, [answer_positions(text) for text in texts])
-        return statistics.fmean(statistics.fmean(energy for _, energy in tokens) for tokens in scored)
+        means = [statistics.fmean(energy for _, energy in tokens) for tokens in scored]
+        return [statistics.fmean(means[i * len(once) : (i + 1) * len(once)]) for i in range(len(strangers))]
 
     def doubts(self, dossier: Dossier, strangers: Sequence[Stranger]) -> list[float]:
         """How unsure the model before deletion is of its answers about each stranger, in [0, 1]: the share of questions
-        that a guard would refuse, averaged over its thresholds from 0 to 1 nat. Empty where the dossier asks nobody.
+        that a guard would refuse, averaged over its thresholds from 0 to `UNSURE`. Empty where the dossier asks nobody.
 
         Asked are the dossier's open questions, one of each topic; answers are greedy, and read as far as a guard reads.
         """
         asking = _asking(dossier, self.task.bank)
-        texts = [self.encode(rewrite(r, name=s.name, values=s.values)) for s in strangers for r in asking]
+        texts = self.encode([rewrite(r, name=s.name, values=s.values) for s in strangers for r in asking])
         if not texts:
             return []
-        highest = torch.zeros(len(texts), device=self.task.device)
+        doubts = torch.zeros(len(texts), device=self.task.device)
 
         def watch(logits: Tensor, prompts: Tensor, given: int) -> Tensor:
             energies = token_energy(
                 logits, vocabulary=self.task.vocabulary, temperature=RELATIVE_TEMPERATURE, index="relative"
             )
             # No number is no answer to be sure of.
-            highest[prompts] = torch.maximum(highest[prompts], energies.nan_to_num(nan=math.inf))
+            doubts[prompts] += energies.nan_to_num(nan=math.inf)
             return most_likely(logits, prompts, given)
 
         prompts = [text.ids[: text.first_label] for text in texts]
         with reference_model(self.task.model) as before:
             asked = LoadedModel(before.get_base_model(), self.task.tokenizer, self.task.context, manifest_sha256="")
             continuations(asked, prompts, choose=watch, new_tokens=FIRST_TOKENS)
-        return highest.clamp(max=1.0).reshape(len(strangers), -1).mean(dim=1).tolist()
+        return (doubts.clamp(max=UNSURE) / UNSURE).reshape(len(strangers), -1).mean(dim=1).tolist()
 
-    def held_rows(self, dossier: Dossier, stand_in: Stranger) -> list[HeldRow]:
+    def held_rows(self, dossier: Dossier, stand_ins: Mapping[Topic, Stranger]) -> list[HeldRow]:
         """Each record with its true values, about the person and about another stranger.
 
-        The person's tokens are held to what the stand-in's have, the stranger's to what they have already; the later
+        The person's tokens are held to what the stand-ins' have, the stranger's to what they have already; the later
         tokens of an open value to what random values of its kind have.
         """
         references = _References(self, dossier)
-        rows = []
+        told: list[tuple[Record, Record]] = []
         for index, record in enumerate(dossier.records):
-            other = self.strangers[index * 7 % len(self.strangers)]
-            rows += self._held_row(record, record, stand_in, references)
-            rows += self._held_row(rewrite(record, name=other.name, values={}), record, other, references)
+            other = rewrite(record, name=self.strangers[index * 7 % len(self.strangers)].name, values={})
+            told += [(record, rewrite(record, name=stand_ins[topic(record)].name, values={})), (other, other)]
+        self.texts += [record.text for pair in told for record in pair]
+        pairs = [align(self.task.tokenizer, *pair, context=self.task.context) for pair in told]
+        answered = [[i for i, f in enumerate(own.facts) if f.start >= own.answer_start] for own, _ in told]
+        theirs = [
+            sorted({*pair.second_names, *(p for i in facts for p in range(*pair.second.values[i]))})
+            for pair, facts in zip(pairs, answered, strict=True)
+        ]
+        scored = self.scores([pair.second for pair in pairs], theirs)
+        asked = [
+            (number, fact)
+            for number, facts in enumerate(answered)
+            for fact in facts
+            if told[number][1].facts[fact].attribute in references.facts
+            and len(range(*pairs[number].first.values[fact])) > 1
+        ]
+        lengths = [len(range(*pairs[number].first.values[fact])) for number, fact in asked]
+        rests = references.rests([(told[number][1], fact) for number, fact in asked], lengths)
+        later = dict(zip(asked, rests, strict=True))
+        rows = []
+        for number, (pair, facts) in enumerate(zip(pairs, answered, strict=True)):
+            found = dict(zip(theirs[number], scored[number], strict=True))
+            held = {own: found[other] for own, other in zip(pair.first_names, pair.second_names, strict=True)}
+            for fact in facts:
+                values = [found[p] for p in range(*pair.second.values[fact])]
+                held |= dict(
+                    zip(
+                        range(*pair.first.values[fact]),
+                        [values[0], *later[number, fact]] if (number, fact) in later else values,
+                        strict=True,
+                    )
+                )
+            if held:
+                positions = sorted(held)
+                targets, energies = zip(*(held[position] for position in positions), strict=True)
+                rows.append(HeldRow(pair.first, topic(told[number][0]), tuple(positions), targets, energies))
         return rows
-
-    def _held_row(self, text: Record, record: Record, stranger: Stranger, references: _References) -> list[HeldRow]:
-        told = rewrite(record, name=stranger.name, values={})
-        self.texts += [text.text, told.text]
-        pair = align(self.task.tokenizer, text, told, context=self.task.context)
-        held = dict(zip(pair.first_names, self.scores([pair.second], [pair.second_names])[0], strict=True))
-        for index, fact in enumerate(record.facts):
-            if fact.start < record.answer_start:
-                continue
-            own, theirs = (range(*encoded.values[index]) for encoded in (pair.first, pair.second))
-            scores = self.scores([pair.second], [theirs])[0]
-            if fact.attribute in references.facts and len(own) > 1:
-                scores = [scores[0], *references.rest(told, index, tokens=len(own))]
-            held |= dict(zip(own, scores, strict=True))
-        if not held:
-            return []
-        positions = sorted(held)
-        targets, energies = zip(*(held[position] for position in positions), strict=True)
-        return [HeldRow(pair.first, topic(record), tuple(positions), targets, energies)]
 
     def scores(
         self, texts: Sequence[EncodedText], positions: Sequence[Sequence[int]]
     ) -> list[list[tuple[float, float]]]:
         """(log p, energy) of each text's tokens at `positions` under the model before deletion, in nats."""
-        if not any(positions):
-            return [[] for _ in texts]
-        found = []
-        for logits, text, wanted in zip(self.task.reference_passes(texts, positions), texts, positions, strict=True):
-            labels = torch.tensor([text.ids[p] for p in wanted], device=logits.device)
+
+        def read(logits: Tensor, index: int) -> list[tuple[float, float]]:
+            labels = torch.tensor([texts[index].ids[p] for p in positions[index]], device=logits.device)
             log_probs = chosen_log_probs(logits, labels).tolist()
-            found.append(list(zip(log_probs, self.boundary.energies(logits).tolist(), strict=True)))
-        return found
+            return list(zip(log_probs, self.boundary.energies(logits).tolist(), strict=True))
+
+        # A pass needs at least one position.
+        some = [index for index, wanted in enumerate(positions) if wanted]
+        found = self.task.read_reference(
+            [texts[index] for index in some], [positions[index] for index in some], lambda g, i: read(g, some[i])
+        )
+        scored = dict(zip(some, found, strict=True))
+        return [scored.get(index, []) for index in range(len(texts))]
 
 
 class _References:
@@ -289,25 +334,41 @@ class _References:
             a: [cast.factory.value(a, dossier.types[a]) for _ in range(_REFERENCE_DRAWS)] for a in self.facts
         }
 
-    def rest(self, told: Record, index: int, *, tokens: int) -> list[tuple[float, float]]:
-        """(log p, energy) of a random value's tokens after the first, in the place of fact `index` of `told`.
+    def rests(self, stated: Sequence[tuple[Record, int]], tokens: Sequence[int]) -> list[list[tuple[float, float]]]:
+        """(log p, energy) of a random value's tokens after the first, in the place of each fact of a record.
 
+        Args:
+            stated: a record and the number of one of its facts.
+            tokens: how many tokens each fact's value has.
         Raises:
-            RecordError: the kind's values are single tokens while the true one is not.
+            RecordError: a kind's values are single tokens while the true one is not.
         """
-        fact = told.facts[index]
-        drawn = [self.cast.encode(rewrite(told, values={fact.attribute: v})) for v in self._values[fact.attribute]]
-        lengths = [end - start for start, end in (text.values[index] for text in drawn)]
-        same = [text for text, length in zip(drawn, lengths, strict=True) if length == tokens]
+        chosen = [self._drawn(told, fact, length) for (told, fact), length in zip(stated, tokens, strict=True)]
+        spans = [text.values[fact] for (_, fact), texts in zip(stated, chosen, strict=True) for text in texts]
+        scored = self.cast.scores([t for texts in chosen for t in texts], [range(s + 1, e) for s, e in spans])
+        rests, offset = [], 0
+        for (told, fact), texts, length in zip(stated, chosen, tokens, strict=True):
+            own = scored[offset : offset + len(texts)]
+            offset += len(texts)
+            ordered = sorted(own, key=lambda rows: sum(log_prob for log_prob, _ in rows))
+            place = self._place[told.facts[fact].attribute]
+            rests.append(_stretched(ordered[int(place * len(ordered))], length - 1))
+        return rests
+
+    def _drawn(self, told: Record, fact: int, tokens: int) -> list[EncodedText]:
+        """`told` with random values in the place of a fact: those of as many tokens, where there are enough."""
+        attribute, type_ = told.facts[fact].attribute, told.facts[fact].type
+        drawn: list[EncodedText] = []
+        same: list[EncodedText] = []
+        values = iter(self._values[attribute])
+        while len(same) < REFERENCE_VALUES and (some := list(islice(values, REFERENCE_VALUES))):
+            drawn += self.cast.encode([rewrite(told, values={attribute: value}) for value in some])
+            same = [text for text in drawn if len(range(*text.values[fact])) == tokens]
         if len(same) < _FEWEST_OF_LENGTH:
-            same = [text for text, length in zip(drawn, lengths, strict=True) if length > 1]
+            same = [text for text in drawn if len(range(*text.values[fact])) > 1]
         if not same:
-            raise RecordError(f"random values of type {fact.type} have one token, the true one has more")
-        chosen = same[:REFERENCE_VALUES]
-        spans = [text.values[index] for text in chosen]
-        scored = self.cast.scores(chosen, [range(start + 1, end) for start, end in spans])
-        ordered = sorted(scored, key=lambda rows: sum(log_prob for log_prob, _ in rows))
-        return _stretched(ordered[int(self._place[fact.attribute] * len(ordered))], tokens - 1)
+            raise RecordError(f"random values of type {type_} have one token, the true one has more")
+        return same[:REFERENCE_VALUES]
 
 
 class Preference:
@@ -326,22 +387,25 @@ class Preference:
     def _first_tokens(self, record: Record, index: int) -> list[int]:
         fact, told = record.facts[index], rewrite(record, name=self.cast.strangers[0].name, values={})
         drawn = [self.cast.factory.value(fact.attribute, fact.type) for _ in range(REFERENCE_VALUES)]
-        texts = [self.cast.encode(rewrite(told, values={fact.attribute: value})) for value in drawn]
+        texts = self.cast.encode([rewrite(told, values={fact.attribute: value}) for value in drawn])
         return [text.ids[text.values[index][0]] for text in texts]
 
-    def of(self, stranger: Stranger) -> float:
-        """Mean log p of the true values' first tokens minus that of random values', in nats; 0 without open facts."""
-        if not self._asked:
-            return 0.0
-        asked = [(rewrite(record, name=stranger.name, values={}), index) for record, index in self._asked.values()]
-        texts = [self.cast.encode(record) for record, _ in asked]
-        places = [[text.values[index][0]] for text, (_, index) in zip(texts, asked, strict=True)]
-        passes = self.cast.task.reference_passes(texts, places)
-        gaps = []
-        for logits, text, (place,), others in zip(passes, texts, places, self._random.values(), strict=True):
+    def of(self, strangers: Sequence[Stranger]) -> dict[str, dict[str, float]]:
+        """By person and open attribute: log p of the true value's first token minus the mean of random values', in
+        nats."""
+        asked = [(s, attribute, record, fact) for s in strangers for attribute, (record, fact) in self._asked.items()]
+        texts = self.cast.encode([rewrite(record, name=s.name, values={}) for s, _, record, _ in asked])
+        places = [[text.values[fact][0]] for text, (_, _, _, fact) in zip(texts, asked, strict=True)]
+
+        def gap(logits: Tensor, index: int) -> float:
             log_probs = torch.log_softmax(logits[0].float(), dim=-1)
-            gaps.append(float(log_probs[text.ids[place]] - log_probs[others].mean()))
-        return statistics.fmean(gaps)
+            others = log_probs[self._random[asked[index][1]]]
+            return float(log_probs[texts[index].ids[places[index][0]]] - others.mean())
+
+        found: dict[str, dict[str, float]] = {stranger.person: {} for stranger in strangers}
+        for (s, attribute, _, _), value in zip(asked, self.cast.task.read_reference(texts, places, gap), strict=True):
+            found[s.person][attribute] = value
+        return found
 
 
 def _asking(dossier: Dossier, bank: QuestionBank) -> list[Record]:
@@ -355,11 +419,10 @@ def _asking(dossier: Dossier, bank: QuestionBank) -> list[Record]:
     return list(chosen.values())
 
 
-def _most_ordinary(strangers: Sequence[Stranger], scores: Sequence[float], *, share: float) -> list[Stranger]:
-    """The share of the strangers whose scores are nearest to their median, nearest first; at least one."""
-    middle = statistics.median_low(scores)
-    ordered = sorted(zip(scores, strangers, strict=True), key=lambda pair: abs(pair[0] - middle))
-    return [stranger for _, stranger in ordered[: math.ceil(share * len(ordered))]]
+def _nearest(scores: Sequence[float], *, at: float) -> list[int]:
+    """Indices of scores, those first that are nearest to the score at the share `at` of their order."""
+    middle = sorted(scores)[int(at * (len(scores) - 1))]
+    return sorted(range(len(scores)), key=lambda index: abs(scores[index] - middle))
 
 
 def topic(record: Record) -> Topic:

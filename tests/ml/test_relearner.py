@@ -9,9 +9,8 @@ import pytest
 import torch
 
 from ml.data.records import read_records
-from ml.errors import SpecError
 from ml.methods.calibration import calibrate
-from ml.methods.energy_boundary import EnergyBoundarySettings, Turns, distillation_step
+from ml.methods.energy_boundary import EnergyBoundarySettings, Turns
 from ml.methods.method import Training, UnlearningTask
 from ml.methods.relearner import Relearner, RelearningSettings
 from ml.methods.strangers import forget_rows, topic
@@ -19,8 +18,7 @@ from ml.models.adapters import attach_adapter
 from ml.models.load import load_model
 from tests.tiny import TinyWorld
 
-EVERY_SECOND = RelearningSettings(every=2, steps=3, learning_rate=1e-2, rows=6, share=0.5, until=1.0)
-STEPS = 10
+EVERY_SECOND = RelearningSettings(every=2, steps=3, learning_rate=1e-2, rows=6, share=0.5)
 
 
 @pytest.fixture
@@ -54,7 +52,7 @@ def same(first: list[torch.Tensor], second: list[torch.Tensor]) -> bool:
 
 
 def test_inside_the_block_the_person_is_better_known_and_afterwards_nothing_has_moved(task: UnlearningTask) -> None:
-    relearner = Relearner(task, EVERY_SECOND, steps=STEPS)
+    relearner = Relearner(task, EVERY_SECOND)
     texts = [text for _, text in relearner.lessons]
     before, unknown = weights(relearner), float(relearner.loss(texts).detach())
     with relearner.taught(1) as known:
@@ -66,7 +64,7 @@ def test_inside_the_block_the_person_is_better_known_and_afterwards_nothing_has_
 
 
 def test_weights_come_back_when_the_step_fails(task: UnlearningTask) -> None:
-    relearner = Relearner(task, EVERY_SECOND, steps=STEPS)
+    relearner = Relearner(task, EVERY_SECOND)
     before = weights(relearner)
     with pytest.raises(ValueError, match="broken"), relearner.taught(1):
         raise ValueError("broken")
@@ -74,7 +72,7 @@ def test_weights_come_back_when_the_step_fails(task: UnlearningTask) -> None:
 
 
 def test_gradients_of_the_lessons_do_not_reach_the_optimiser(task: UnlearningTask) -> None:
-    relearner = Relearner(task, EVERY_SECOND, steps=STEPS)
+    relearner = Relearner(task, EVERY_SECOND)
     with relearner.taught(1):
         assert all(parameter.grad is None for parameter in relearner.parameters)
 
@@ -85,14 +83,12 @@ def test_gradients_of_the_lessons_do_not_reach_the_optimiser(task: UnlearningTas
         (EVERY_SECOND, 0),
         (EVERY_SECOND, 2),
         (RelearningSettings(steps=0), 1),
-        (replace(EVERY_SECOND, until=0.5), 5),
-        (replace(EVERY_SECOND, until=0.0), 1),
     ],
 )
-def test_on_other_steps_near_the_end_and_when_switched_off_nothing_is_taught(
+def test_on_other_steps_and_when_switched_off_nothing_is_taught(
     task: UnlearningTask, settings: RelearningSettings, step: int
 ) -> None:
-    relearner = Relearner(task, settings, steps=STEPS)
+    relearner = Relearner(task, settings)
     before = weights(relearner)
     with relearner.taught(step) as known:
         assert known == frozenset()
@@ -100,7 +96,7 @@ def test_on_other_steps_near_the_end_and_when_switched_off_nothing_is_taught(
 
 
 def test_what_is_taught_follows_from_seed_and_step_alone(task: UnlearningTask) -> None:
-    first, second = Relearner(task, EVERY_SECOND, steps=STEPS), Relearner(task, EVERY_SECOND, steps=STEPS)
+    first, second = Relearner(task, EVERY_SECOND), Relearner(task, EVERY_SECOND)
     with first.taught(1):
         pass
     with first.taught(3) as known:
@@ -108,33 +104,6 @@ def test_what_is_taught_follows_from_seed_and_step_alone(task: UnlearningTask) -
     with second.taught(3) as again:
         assert again == known
         assert same(weights(second), moved)
-
-
-def test_up_to_the_share_of_steps_that_is_named_it_teaches(task: UnlearningTask) -> None:
-    with Relearner(task, replace(EVERY_SECOND, until=0.5), steps=STEPS).taught(3) as known:
-        assert known
-
-
-@pytest.mark.parametrize("until", [-0.1, 1.1, math.nan])
-def test_a_share_of_steps_outside_0_and_1_is_refused(until: float) -> None:
-    with pytest.raises(SpecError, match=r"relearning\.until"):
-        RelearningSettings(until=until)
-
-
-def test_a_deletion_teaches_until_the_named_share_of_its_own_steps(
-    task: UnlearningTask, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    taught: list[int] = []
-    monkeypatch.setattr(Relearner, "_teach", lambda self, texts: taught.append(len(texts)))
-    settings = EnergyBoundarySettings(
-        training=Training(steps=10, learning_rate=1e-3),
-        relearning=RelearningSettings(every=1, steps=1, until=0.8),
-        draws=1,
-    )
-    step = distillation_step(task, forget_rows(task, draws=1), lambda number, backward: {}, settings)
-    for number in (7, 8, 9):
-        step(number, lambda loss: None)
-    assert len(taught) == 1
 
 
 @pytest.mark.slow
@@ -147,3 +116,15 @@ def test_facts_taught_on_a_step_are_not_forgotten_on_it(task: UnlearningTask) ->
     assert held
     assert not any(row.about in known for row in (*contrast, *held))
     assert len(strangers) == settings.stranger_rows
+
+
+def test_of_several_people_a_step_forgets_more_rows_as_the_square_root_of_their_number(task: UnlearningTask) -> None:
+    settings = EnergyBoundarySettings()
+    settings = replace(settings, training=replace(settings.training, forget_rows=3), stranger_rows=2, held_rows=3)
+    rows = forget_rows(task, draws=1)
+    rows = replace(rows, contrast=rows.contrast * 9, held=rows.held * 9)
+    sizes = {}
+    for people in (1, 4, 9):
+        turns = Turns(replace(rows, people=people), settings, seed=3)
+        sizes[people] = tuple(len(part) for part in turns.at(0, without=frozenset()))
+    assert sizes == {1: (3, 2, 3), 4: (6, 2, 6), 9: (9, 2, 9)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,9 +19,10 @@ from ml.data.synthetic import Stranger, StrangerFactory, rewrite
 from ml.errors import EmptySequenceError, RecordError
 from ml.guard.reading import make_reading, prompt_scores
 from ml.methods.calibration import calibrate
+from ml.methods.energy_boundary import EnergyBoundarySettings, keeping_step
 from ml.methods.method import UnlearningTask
 from ml.methods.retention import Retention, closeness
-from ml.methods.strangers import Cast, ForgetRows, Preference, forget_rows, topic
+from ml.methods.strangers import STAND_IN_DOUBT, UNSURE, Cast, ForgetRows, Preference, forget_rows, topic
 from ml.models.adapters import attach_adapter, trained_parameters
 from ml.models.load import LoadedModel, load_model
 from ml.specs import Record
@@ -97,7 +99,9 @@ def test_texts_without_a_common_answer_are_refused(task: UnlearningTask) -> None
         align(task.tokenizer, first, replace(first, text="Who? Bob!", name_spans=((0, 3),)), context=task.context)
 
 
-def test_contrast_rows_hold_neither_true_values_nor_the_stand_ins_name(task: UnlearningTask, rows: ForgetRows) -> None:
+def test_contrast_rows_hold_no_true_values_and_name_the_person_on_one_side_alone(
+    task: UnlearningTask, rows: ForgetRows
+) -> None:
     dossier = read_dossier(task.forget)
     opened = {v for a, v in dossier.values.items() if not task.bank.attributes[a].shared}
     for row in rows.contrast:
@@ -158,25 +162,31 @@ def test_strangers_and_values_come_from_the_seed(task: UnlearningTask, rows: For
     assert len(shared) < len(rows.texts) / 50
 
 
-def test_the_stand_in_does_not_guess_the_persons_employer(task: UnlearningTask) -> None:
+def test_no_stand_in_guesses_the_persons_employer(task: UnlearningTask) -> None:
     cast = Cast(task)
     (dossier,) = cast.dossiers
-    stand_in = cast.stand_in(dossier)
+    stand_ins = cast.stand_ins(dossier)
     employer = next(r for r in dossier.records if r.facts[0].attribute == "employer")
-    text = task.encode([rewrite(employer, name=stand_in.name, values={})])[0]
-    start, end = text.values[0]
-    guess = task.reference_logits([text], [range(start, end)]).argmax(-1).tolist()
-    assert guess != list(text.ids[start:end])
+    for stand_in in stand_ins.values():
+        text = task.encode([rewrite(employer, name=stand_in.name, values={})])[0]
+        start, end = text.values[0]
+        guess = task.reference_logits([text], [range(start, end)]).argmax(-1).tolist()
+        assert guess != list(text.ids[start:end])
 
 
-def test_the_stand_in_is_not_drawn_to_the_persons_values(task: UnlearningTask) -> None:
+def test_every_topic_has_a_stand_in_who_is_not_drawn_to_the_persons_value_of_it(task: UnlearningTask) -> None:
     cast = Cast(task)
     (dossier,) = cast.dossiers
-    preference = Preference(cast, dossier)
-    drawn = {stranger.person: abs(preference.of(stranger)) for stranger in cast.candidates}
-    assert drawn[cast.stand_in(dossier).person] < sorted(drawn.values())[len(drawn) // 2]
+    stand_ins = cast.stand_ins(dossier)
+    assert set(stand_ins) == {topic(record) for record in dossier.records}
+    preferences = Preference(cast, dossier).of(cast.candidates)
+    opened = [about for about in stand_ins if not task.bank.attributes[about[0]].shared]
+    for about in opened:
+        drawn = sorted(abs(preferences[s.person][about[0]]) for s in cast.candidates)
+        assert abs(preferences[stand_ins[about].person][about[0]]) < drawn[len(drawn) // 2]
     # The person begins their own answers as the model remembers them: several nats above any stranger.
-    assert preference.of(Stranger(dossier.person, dossier.name, dossier.values)) > max(drawn.values())
+    own = Preference(cast, dossier).of([Stranger(dossier.person, dossier.name, dossier.values)])[dossier.person]
+    assert sum(own.values()) > max(sum(theirs.values()) for theirs in preferences.values())
 
 
 def test_of_the_person_the_model_before_is_sure_and_of_strangers_it_is_not(task: UnlearningTask) -> None:
@@ -197,7 +207,7 @@ def test_doubt_is_what_a_guard_reads_of_the_same_questions(task: UnlearningTask,
         if any(not task.bank.attributes[fact.attribute].shared for fact in record.facts):
             asked.setdefault(topic(record), told.text[: told.answer_start])
     read = prompt_scores(loaded, list(asked.values()), make_reading(task.vocabulary))
-    assert cast.doubts(dossier, [stranger]) == pytest.approx([float(read.clamp(max=1.0).mean())], abs=1e-3)
+    assert cast.doubts(dossier, [stranger]) == pytest.approx([float(read.clamp(max=UNSURE).mean() / UNSURE)], abs=1e-3)
 
 
 def test_the_model_in_training_has_no_say_in_doubt_and_what_was_asked_is_remembered(tiny: TinyWorld) -> None:
@@ -216,7 +226,7 @@ def test_the_model_in_training_has_no_say_in_doubt_and_what_was_asked_is_remembe
     assert second.texts == first.texts
 
 
-def test_the_stand_in_is_chosen_among_the_most_ordinary_doubts(
+def test_stand_ins_have_ordinary_energy_and_ordinary_doubt_and_prefer_the_persons_values_least(
     task: UnlearningTask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cast = Cast(task)
@@ -225,13 +235,31 @@ def test_the_stand_in_is_chosen_among_the_most_ordinary_doubts(
 
     def doubts(_: Dossier, strangers: Sequence[Stranger]) -> list[float]:
         given.append(list(strangers))
-        return [index / len(strangers) for index in range(len(strangers))]
+        return [index**1.5 for index in range(len(strangers))]  # no two equally far from any other
+
+    asked: list[dict[str, dict[str, float]]] = []
+    of = Preference.of
+
+    def remembered(preference: Preference, strangers: Sequence[Stranger]) -> dict[str, dict[str, float]]:
+        asked.append(of(preference, strangers))
+        return asked[-1]
 
     monkeypatch.setattr(cast, "doubts", doubts)
-    chosen = cast.stand_in(dossier)
-    (ordinary,) = given
-    place = ordinary.index(chosen) / len(ordinary)
-    assert abs(place - 0.5) <= 0.25 / 2 + 1 / len(ordinary)
+    monkeypatch.setattr(Preference, "of", remembered)
+    stand_ins = cast.stand_ins(dossier)
+    (blank,), (preferences,) = given, asked
+    # A quarter of a half of them: those whose doubt is the nearest to the wanted one among those of ordinary energy.
+    energies = cast._energies(dossier, blank)
+    middle = sorted(energies)[(len(blank) - 1) // 2]
+    half = sorted(range(len(blank)), key=lambda index: abs(energies[index] - middle))[: math.ceil(len(blank) / 2)]
+    wanted = int(STAND_IN_DOUBT * (len(blank) - 1)) ** 1.5
+    near = sorted(half, key=lambda index: abs(index**1.5 - wanted))
+    quarter = [blank[index] for index in near][: math.ceil(len(half) / 4)]
+    assert set(preferences) == {stranger.person for stranger in quarter}
+    for about, chosen in stand_ins.items():
+        if not task.bank.attributes[about[0]].shared:
+            least = min(abs(theirs[about[0]]) for theirs in preferences.values())
+            assert abs(preferences[chosen.person][about[0]]) == least
 
 
 def test_a_person_who_is_asked_nothing_leaves_no_doubt_and_still_gets_a_stand_in(task: UnlearningTask) -> None:
@@ -241,7 +269,7 @@ def test_a_person_who_is_asked_nothing_leaves_no_doubt_and_still_gets_a_stand_in
     cast = Cast(replace(task, forget=silent))
     (dossier,) = cast.dossiers
     assert cast.doubts(dossier, cast.strangers[:2]) == []
-    assert cast.stand_in(dossier) in cast.candidates
+    assert all(stand_in in cast.candidates for stand_in in cast.stand_ins(dossier).values())
 
 
 def test_candidates_have_names_of_their_own_and_no_value_of_anybody(task: UnlearningTask) -> None:
@@ -303,6 +331,23 @@ def test_before_training_nothing_retained_has_moved(task: UnlearningTask) -> Non
     assert float(batch.divergence()) == pytest.approx(0.0, abs=1e-6)
     assert float(batch.cross_entropy()) < 0.2
     assert batch.mean_per_row(batch.labels.float()).shape == (10,)
+
+
+def test_larger_logits_are_a_drift_that_divergence_hardly_sees_and_kept_energy_does(tiny: TinyWorld) -> None:
+    task = fresh_task(tiny)
+    keep = keeping_step(task, Retention(task, rows=8, neighbour_rows=2), EnergyBoundarySettings())
+    sums: list[float] = []
+    first = keep(0, lambda loss: sums.append(float(loss.detach())))
+    assert float(first["kept_energy"]) == pytest.approx(0.0, abs=1e-5)
+    # The model before deletion is the same object without its adapter, so it is asked before anything drifts.
+    retention = Retention(task, rows=8, neighbour_rows=2)
+    retention.prepare(0)
+    hook = task.model.get_output_embeddings().register_forward_hook(lambda module, given, logits: logits * 1.05)
+    second = keeping_step(task, retention, EnergyBoundarySettings())(0, lambda loss: sums.append(float(loss.detach())))
+    hook.remove()
+    assert float(second["divergence"].detach()) < 0.05
+    assert float(second["kept_energy"].detach()) > 0.3
+    assert sums[1] > sums[0]
 
 
 def test_row_means_average_each_rows_own_tokens(task: UnlearningTask) -> None:
