@@ -35,7 +35,7 @@ from ml.digests import (
 )
 from ml.documents import Json, plain_object, read
 from ml.energy import EnergyBoundary
-from ml.errors import DigestMismatchError, RecordError, SpecError
+from ml.errors import DigestMismatchError, RecordError, RunStoppedError, SpecError
 from ml.files import write_atomically
 from ml.loop import LoopResult, ignore_progress, leave_checkpoint, never_stop, train
 from ml.methods import METHODS, Method, Need, Plan, SharesSteps, Training, UnlearningTask
@@ -111,6 +111,7 @@ def run_unlearning(
     calibration = _calibrate(loaded, inputs, spec)
     boundary = None if calibration is None else calibration.boundary
     task = _task(loaded, inputs, spec, boundary, _chosen_layers(loaded, inputs, spec))
+    task = replace(task, on_drawn=_between_people(on_progress, should_stop))
     with _second_process(task, spec, inputs, processes) as second:
         task = replace(task, second=second)
         plan = _plan(task, inputs, spec)
@@ -127,6 +128,17 @@ def run_unlearning(
     publish(partial, Path(spec.output_dir))
     _checkpoint(spec).unlink(missing_ok=True)
     return report
+
+
+def _between_people(on_progress: ProgressCallback, should_stop: StopCheck) -> Callable[[int, int], None]:
+    """What a method calls while it draws its rows. There is nothing to keep then: the next run draws the same."""
+
+    def drawn(done: int, total: int) -> None:
+        if should_stop():
+            raise RunStoppedError(f"unlearning was stopped before its first step, {done} of {total} people drawn for")
+        on_progress(Progress("drawing rows", done, total))
+
+    return drawn
 
 
 @contextmanager

@@ -33,6 +33,10 @@ _Read = TypeVar("_Read")
 Projection: TypeAlias = Literal["none", "euclidean", "adam"]
 
 
+def _go_on(_done: int, _total: int) -> None:
+    """Nobody follows."""
+
+
 class Need(StrEnum):
     """Something a method cannot work without; a run that lacks it is refused before anything is trained."""
 
@@ -100,7 +104,8 @@ class UnlearningTask:
     """Everything a method may look at. `model` carries a fresh adapter; `boundary` was calibrated before it did.
 
     `layers` are those that carry it, where not all of a kind do. `second` is another process that may take a part of
-    each step.
+    each step. A method that takes long to draw its rows calls `on_drawn` between people, with how many of how many are
+    done; it raises `RunStoppedError` when the run was asked to stop.
     """
 
     model: PeftModel
@@ -116,6 +121,7 @@ class UnlearningTask:
     boundary: EnergyBoundary | None
     layers: tuple[str, ...] | None = None
     second: SecondProcess | None = None
+    on_drawn: Callable[[int, int], None] = _go_on
 
     @property
     def vocabulary(self) -> int:

@@ -102,13 +102,15 @@ def forget_rows(task: UnlearningTask, *, draws: int) -> ForgetRows:
     Raises:
         RecordError: a record of the forget set marks no name, or no value to forget.
         UnknownMemberError: a value type that cannot be drawn from.
+        RunStoppedError: the run was asked to stop.
     """
     cast = Cast(task)
     contrast: list[ContrastRow] = []
     strangers: list[ContrastRow] = []
     held: list[HeldRow] = []
     with reference_model(task.model):
-        for dossier in cast.dossiers:
+        for done, dossier in enumerate(cast.dossiers):
+            task.on_drawn(done, len(cast.dossiers))
             stand_ins = cast.stand_ins(dossier)
             for turn in range(draws):
                 contrast += [

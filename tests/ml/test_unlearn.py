@@ -38,7 +38,7 @@ from ml.methods.beside import SecondProcess
 from ml.models.load import load_model, model_ref
 from ml.reports import UnlearningReport
 from ml.specs import FileRef, Progress, UnlearningSpec
-from ml.unlearn import TRAINING_PROBES, run_unlearning
+from ml.unlearn import CHECKPOINT, TRAINING_PROBES, run_unlearning
 from tests.ml.specs import unlearning_spec
 from tests.tiny import TinyWorld, tiny_model
 
@@ -122,12 +122,23 @@ def test_a_stopped_run_resumes_to_the_same_bytes(
     spec = spec_for(tiny, tmp_path)
     calls = iter(range(100))
     with pytest.raises(RunStoppedError):
-        run_unlearning(spec, should_stop=lambda: next(calls) == 7)
+        # It is asked once while rows are drawn for the one person, and then before every step.
+        run_unlearning(spec, should_stop=lambda: next(calls) == 8)
     assert not Path(spec.output_dir).exists()
     report = run_unlearning(spec)
     assert report.resumed_from_step == 7
     assert report.candidate_manifest_sha256 == finished[1].candidate_manifest_sha256
     assert report.adapter_sha256 == finished[1].adapter_sha256
+
+
+def test_a_run_can_be_stopped_between_the_people_it_draws_rows_for(tiny: TinyWorld, tmp_path: Path) -> None:
+    spec = spec_for(tiny, tmp_path)
+    seen: list[Progress] = []
+    with pytest.raises(RunStoppedError, match="before its first step, 0 of 1 people"):
+        run_unlearning(spec, on_progress=seen.append, should_stop=lambda: True)
+    assert not Path(spec.output_dir).exists()
+    assert not (Path(spec.checkpoint_dir) / CHECKPOINT).exists()
+    assert {progress.phase for progress in seen} == {"loading"}
 
 
 # --- a second process ---------------------------------------------------------------------------------------------
