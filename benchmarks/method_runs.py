@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import resource
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -13,7 +13,7 @@ import torch
 import benchmarks.tofu  # noqa: F401 - registers its kinds of values, also in the process of a deletion
 from benchmarks.method_worlds import MethodWorld
 from benchmarks.pool import written_once
-from ml.data.probes import probe_digests, write_probe_digests
+from ml.data.probes import probe_digests, read_probe_digests, write_probe_digests
 from ml.data.records import write_records
 from ml.data.synthetic import Stranger
 from ml.decision import judge
@@ -74,24 +74,27 @@ def _peak_mib(device: str) -> float:
 
 
 def judged(
-    world: MethodWorld, subject: Stranger, candidate: ModelRef, policy: VerdictPolicy, *, folder: Path, run: Path
+    world: MethodWorld,
+    subject: Stranger,
+    candidate: ModelRef,
+    policy: VerdictPolicy,
+    *,
+    folder: Path,
+    runs: Sequence[Path],
 ) -> dict[str, Json]:
     """Verdict of `policy` on one of the forgotten, and the codes of what it found.
 
     Args:
         folder: keeps the parts of the verification.
-        run: of the deletion, whose training texts no probe may be; where there was none, the subject's own are listed.
+        runs: of the deletions that made the candidate, whose training texts no probe may be; where there was none, the
+            subject's own are listed.
     """
     own = world.world.corpus([subject])
     folder.mkdir(parents=True, exist_ok=True)
-    drawn = run / "checkpoint" / TRAINING_PROBES
-    if drawn.exists():
-        probes = FileRef(str(drawn), file_sha256(drawn))
-    else:
-        probes = written_once(
-            folder / "training_probes.json",
-            lambda path: write_probe_digests(path, probe_digests(record.text for record in own)),
-        )
+    lists = [path for run in runs if (path := run / "checkpoint" / TRAINING_PROBES).exists()]
+    drawn = [read_probe_digests(FileRef(str(path), file_sha256(path))) for path in lists]
+    digests = frozenset().union(*drawn) if drawn else probe_digests(record.text for record in own)
+    probes = written_once(folder / "training_probes.json", lambda path: write_probe_digests(path, digests))
     bystanders = [record for _, records in world.population.never_seen for record in records]
     spec = VerificationSpec(
         run_id=folder.name,

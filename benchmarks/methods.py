@@ -238,7 +238,7 @@ class Comparison:
             return {}
         world = self.world(cell)
         return judged(
-            world, world.forgotten[0], ref, self.policy, folder=self.work / "judged" / cell.name, run=self.run(cell)
+            world, world.forgotten[0], ref, self.policy, folder=self.work / "judged" / cell.name, runs=[self.run(cell)]
         )
 
     # --- parts of jobs ---

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -63,9 +64,9 @@ def batches(found: Mapping[str, Any]) -> list[tuple[int, int]]:
     return sorted(((int(match[1]), int(match[2])) for match in named if match), key=lambda batch: (batch[1], batch[0]))
 
 
-def retraining(found: Mapping[str, Any], base_people: int) -> float | None:
-    """CPU seconds of training again, where that was measured."""
-    again = found.get(f"retrain-{base_people}")
+def retraining(found: Mapping[str, Any], name: str) -> float | None:
+    """CPU seconds of training again without the people of a batch, where that was measured."""
+    again = found.get(f"retrain-{name}")
     return None if again is None else float(again["base_cpu_seconds"] + again["fine_tune_cpu_seconds"])
 
 
@@ -74,7 +75,7 @@ def shares(found: Mapping[str, Any]) -> list[tuple[int, int, float]]:
     return [
         (people, base_people, found[f"batch-{batch_name(people, base_people)}"]["cpu_seconds"] / again)
         for people, base_people in batches(found)
-        if (again := retraining(found, base_people)) is not None
+        if (again := retraining(found, batch_name(people, base_people))) is not None
     ]
 
 
@@ -110,8 +111,8 @@ def _row_lines(found: Mapping[str, Any]) -> list[str]:
 
 def _batch_lines(found: Mapping[str, Any]) -> list[str]:
     lines = [
-        "Training again is both steps, each until 99 % of values come back; utility and kept values are those after "
-        "the deletion, as shares of before.",
+        "Training again is both steps without the batch, each until 99 % of values come back or its epochs are over; "
+        "how many came back stands in brackets. Utility and kept values: before → after.",
         "",
         "| people in one batch | base people beside | CPU s | training again, CPU s (known) | share | utility | kept, "
         "value hit | highest value hit of anybody deleted | other forms | highest ES | verdict on the first |",
@@ -120,15 +121,15 @@ def _batch_lines(found: Mapping[str, Any]) -> list[str]:
     for people, base_people in batches(found):
         name = batch_name(people, base_people)
         run, state = found[f"batch-{name}"], found[f"batch_kept-{name}"]
-        again = retraining(found, base_people)
-        known = found.get(f"retrain-{base_people}", {})
+        again = retraining(found, name)
+        known = found.get(f"retrain-{name}", {})
         cells = [
             str(people),
             str(base_people),
             f"{run['cpu_seconds']:.0f}",
             "-" if again is None else f"{again:.0f} ({known['base_hit']:.3f}, {known['fine_tune_hit']:.3f})",
             "-" if again is None else f"{run['cpu_seconds'] / again:.2f}",
-            *(f"{state[column] / state[f'{column}_before']:.3f}" for column in ("utility", "retain_hit")),
+            *(f"{state[f'{column}_before']:.3f} → {state[column]:.3f}" for column in ("utility", "retain_hit")),
             *(f"{worst(state, column):.3f}" for column in ("hit", "other_hit", "extraction_strength")),
             _verdict(found[f"batch_judged-{name}"]),
         ]
@@ -176,11 +177,13 @@ def _row_panel(found: Mapping[str, Any]) -> tuple[str, str] | None:
 
 
 def _growth_panel(found: Mapping[str, Any]) -> tuple[str, str] | None:
-    """The cost of one batch as a share of training again, by how many people the model learned besides."""
+    """The cost of one batch as a share of training again, by how many people the model learned besides: of the number
+    of people that was deleted from the most models."""
     measured = shares(found)
     if not measured:
         return None
-    people = max(count for count, _, _ in measured)
+    counts = Counter(count for count, _, _ in measured)
+    people = max(counts, key=lambda count: (counts[count], count))
     points = [(float(base), share) for count, base, share in measured if count == people]
     reach = max(base for base, _ in points), 1.1 * max(MOST_OF_RETRAINING, *(share for _, share in points))
     panel = Panel(_PANEL, _INSIDE, reach)

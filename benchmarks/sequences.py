@@ -10,8 +10,7 @@ from nothing, each stopped at the first look at which 99 % of its people's value
 that is measured on models of the same shape that learned more and more people.
 
 `--work` holds models and finished jobs: a run that was killed continues there. `--out` receives JSON, a table and a
-picture. `--parts` (row, batches, growth) leaves the others out; parts may run side by side in one `--work`, and a last
-run of all of them joins what they found.
+picture. `--parts` (row, batches, growth) leaves the others out; a last run of all of them joins what they found.
 """
 
 from __future__ import annotations
@@ -121,7 +120,6 @@ class Row:
         if "growth" in self.parts:
             for base_people in self.sizes.growth:
                 planned |= self._batch_jobs(self.sizes.grown_batch, base_people)
-                planned[f"retrain-{base_people}"] = partial(self._retrained, base_people)
         return planned
 
     def _row_jobs(self) -> dict[str, Job]:
@@ -142,6 +140,7 @@ class Row:
             f"batch-{name}": partial(self._batch, size, base_people),
             f"batch_kept-{name}": partial(self._batch_kept, size, base_people),
             f"batch_judged-{name}": partial(self._batch_judged, size, base_people),
+            f"retrain-{name}": partial(self._retrained, size, base_people),
         }
 
     # --- models ---
@@ -226,19 +225,20 @@ class Row:
         world = self.world(forgotten=version)
         subject: Stranger = world.forgotten[number - 1]
         folder = self.work / "judged" / f"{number}-on-{version}"
-        return judged(world, subject, self.version(version), self.policy, folder=folder, run=self._run(number))
+        runs = [self._run(earlier) for earlier in range(1, version + 1)]
+        return judged(world, subject, self.version(version), self.policy, folder=folder, runs=runs)
 
     def _batch_judged(self, size: int, base_people: int) -> dict[str, Json]:
         """Verdict on the first person of a batch."""
         world, run = self.world(forgotten=size, base_people=base_people), self._batch_run(size, base_people)
         folder = self.work / "judged" / f"batch-{batch_name(size, base_people)}"
-        return judged(world, world.forgotten[0], _made(run), self.policy, folder=folder, run=run)
+        return judged(world, world.forgotten[0], _made(run), self.policy, folder=folder, runs=[run])
 
     # --- training again ---
 
-    def _retrained(self, base_people: int) -> dict[str, float]:
+    def _retrained(self, size: int, base_people: int) -> dict[str, float]:
         """CPU seconds of both training steps without the batch, each stopped when it knows its people."""
-        world = self.world(forgotten=self.sizes.grown_batch, base_people=base_people)
+        world = self.world(forgotten=size, base_people=base_people)
         untrained = load_model(world.untrained())
         base = _taught(untrained, world, world.world.base, self.sizes.world.base, seed=world.seed)
         people = (*world.world.base, *world.kept)

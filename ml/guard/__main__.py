@@ -186,7 +186,9 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--training-probes", type=Path, help="digests of the texts that the deletion made up")
     one.add_argument("--out", type=Path, required=True, help="file for the calibration")
     one.add_argument("--read-at", choices=sorted(TOKENS), default="answer", help="which logits the score is read from")
-    one.add_argument("--pooling", choices=get_args(Pooling), help="sum, the default with --before, needs it")
+    one.add_argument(
+        "--pooling", choices=get_args(Pooling), help="sum is the default with --before, which all but mean need"
+    )
     one.add_argument("--index", choices=get_args(EnergyIndex), help="relative, the default with --before, needs it")
     one.add_argument("--budget", type=float, default=BUDGET, help="share of retained prompts that may be refused")
     one.add_argument("--prompts", type=int, default=500, help="at most so many of each group and wording")

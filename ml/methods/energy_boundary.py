@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -29,12 +30,15 @@ from ml.methods.strangers import ContrastRow, ForgetRows, HeldRow, Topic, forget
 from ml.models.adapters import trained_parameters
 from ml.reports import Guarantee
 
+_MOST_TIMES_ROWS: Final = 4.0
+
 
 @dataclass(frozen=True, slots=True)
 class EnergyBoundarySettings:
     """Weights of the terms, rows per step beside `training.forget_rows` contrast rows, and what is drawn.
 
-    Contrast and held rows are those of one person; for several they grow with the square root of their number.
+    Contrast and held rows are those of one person; for several they grow with the square root of their number, up to
+    four times as many.
 
     draws: how many sets of values nobody has each record is asked with.
     reworded_forms: in how many of the bank's other forms retained people are asked; the rest stay unseen, so that
@@ -256,7 +260,7 @@ class Turns:
 
     def __init__(self, rows: ForgetRows, settings: EnergyBoundarySettings, seed: int) -> None:
         self.rows = rows
-        more = math.sqrt(max(1, rows.people))
+        more = min(math.sqrt(rows.people), _MOST_TIMES_ROWS)
         self._contrast = _turn(
             [len(r.pair.first.ids) for r in rows.contrast], round(more * settings.training.forget_rows), seed
         )

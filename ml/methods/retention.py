@@ -7,7 +7,7 @@ Coverage comes first: a retained row that is never seen is the first to be damag
 from __future__ import annotations
 
 import random
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Final, Literal
@@ -58,8 +58,8 @@ class Retention:
 
     Args:
         rows: retained rows a step; `neighbour_rows` more are neighbours', the closest most often (`closeness`).
-        reworded_forms: in how many of the bank's other forms each fact is also asked; neighbours' facts in all of
-            them. What is known in words that are not on file is lost first when only the words on file are kept.
+        reworded_forms: in how many of the bank's other forms each fact is also asked. What is known in words that are
+            not on file is lost first when only the words on file are kept.
     Raises:
         EmptySetError: there is no retained record.
     """
@@ -71,9 +71,7 @@ class Retention:
         self._sizes = rows, neighbour_rows
         self._prepared: tuple[int, Tensor] | None = None
         self._nearby = {record.person for record in task.neighbours}
-        self.drawn = reworded_records(
-            task.retain, task.bank, forms=reworded_forms, every_form_of=self._nearby, seed=task.seed
-        )
+        self.drawn = reworded_records(task.retain, task.bank, forms=reworded_forms)
 
     # Tokenised when the first step needs them: where a second process takes the retained rows, none does.
 
@@ -165,13 +163,10 @@ def closeness(task: UnlearningTask) -> Mapping[str, int]:
     }
 
 
-def reworded_records(
-    records: Sequence[Record], bank: QuestionBank, *, forms: int, every_form_of: Collection[str] = (), seed: int
-) -> tuple[Record, ...]:
+def reworded_records(records: Sequence[Record], bank: QuestionBank, *, forms: int) -> tuple[Record, ...]:
     """The facts of everybody in `records` in words that their own records do not use: each in `forms` of the bank's
-    other forms but never in the last one, for verification asks in words that no deletion used; those of the people in
-    `every_form_of` in all of them."""
-    rng = random.Random(f"reworded:{seed}")  # noqa: S311 - to be reproduced, not secret
+    other forms but never in the last one, for verification asks in words that no deletion used. Which one is left
+    follows from person and attribute alone, so that deletions one after another leave the same one."""
     texts: list[Record] = []
     for person, own in by_person(records).items():
         if not forms or not any(record.name_spans for record in own):
@@ -179,7 +174,8 @@ def reworded_records(
         dossier = read_dossier(own)
         for attribute in dossier.values:
             other = paraphrases(dossier, bank, (attribute,))
-            texts += other if person in every_form_of else rng.sample(other, min(forms, max(0, len(other) - 1)))
+            rng = random.Random(f"reworded:{person}:{attribute}")  # noqa: S311 - an order to be reproduced, no secret
+            texts += rng.sample(other, max(0, len(other) - 1))[:forms]
     return tuple(texts)
 
 

@@ -2,9 +2,9 @@
 
 A *stand-in* is an invented person nobody was trained on, another one for each thing that is known of the forgotten
 person. The person is asked about in their own records' words, but with values nobody has; the target is what the model
-before deletion says about the stand-in there. The true
-values' later tokens are never a teacher's: the model before deletion recognises them even in a stranger's mouth. They
-are held to the log-probabilities that random values of the same kind have for a stranger.
+before deletion says about the stand-in there. The true values' later tokens are never a teacher's: the model before
+deletion recognises them even in a stranger's mouth. They are held to the log-probabilities that random values of the
+same kind have for a stranger.
 
 Strangers and values come from the run's seed; verification draws its own later, from another.
 """
@@ -42,7 +42,7 @@ CANDIDATES: Final = 144
 STAND_IN_DOUBT: Final = 0.7
 """A stand-in's place among candidates by doubt: above the middle, for a deletion leaves strangers less sure as well."""
 UNSURE: Final = 2.0
-"""From here on, in nats of a guard's score, an answer counts as wholly unsure; thresholds lie about 1."""
+"""From here on, in nats of a guard's score, an answer counts as wholly unsure; thresholds lay between 1 and 1.7."""
 REFERENCE_VALUES: Final = 15
 _REFERENCE_DRAWS: Final = 45
 _FEWEST_OF_LENGTH: Final = 5
@@ -176,11 +176,11 @@ class Cast:
         """For each topic an ordinary stranger who does not know the person's values: what the person is to become.
 
         Considered are strangers whose energy on the dossier's forms lies in the middle half, and of these the quarter
-        whose doubt is the most ordinary (`STAND_IN_DOUBT`); for each topic the one whose preference for the true values
-        is nearest to none. The model before deletion begins a stranger's answer as it begins those it knows, this
-        person's among them; what a stand-in prefers, the person would be taught to keep, and as sure as answers about
-        stand-ins are, answers about the person will be: a guard would answer about somebody who resembles the surest
-        strangers. With one stranger for everything, the person would also have all of that stranger's oddities.
+        whose doubt is nearest to the wanted one (`STAND_IN_DOUBT`); for each topic the one whose preference for the
+        true values is nearest to none. The model before deletion begins a stranger's answer as it begins those it
+        knows, this person's among them; what a stand-in prefers, the person would be taught to keep, and as sure as
+        answers about stand-ins are, answers about the person will be: a guard would answer about somebody who resembles
+        the surest strangers. With one stranger for everything, the person would also have all that stranger's oddities.
         Strangers whose best guess at a shared attribute (employer, city) happens to be the person's own are passed
         over: the person would seem remembered.
         """
@@ -196,7 +196,7 @@ class Cast:
             # Of topics without an open value nobody prefers anything: they take turns.
             turn = considered[number % len(considered) :] + considered[: number % len(considered)]
             chosen[about] = min(
-                turn, key=lambda s, about=about: abs(sum(preferences[s.person].get(a, 0.0) for a in about))
+                turn, key=lambda s, about=about: sum(abs(preferences[s.person].get(a, 0.0)) for a in set(about))
             )
         return chosen
 
@@ -205,7 +205,7 @@ class Cast:
         them where there is none."""
         shared = [record for record in dossier.records if any(self._is_shared(fact) for fact in record.facts)]
         texts = self.encode([rewrite(record, name=s.name, values={}) for s in self.candidates for record in shared])
-        places = [[p for start, end in text.values for p in range(start, end)] for text in texts]
+        places = [[p for fact in range(len(text.values)) for p in _said(text, fact)] for text in texts]
 
         def guessed(logits: Tensor, index: int) -> bool:
             return logits.argmax(dim=-1).tolist() == [texts[index].ids[p] for p in places[index]]
@@ -267,7 +267,7 @@ class Cast:
         pairs = [align(self.task.tokenizer, *pair, context=self.task.context) for pair in told]
         answered = [[i for i, f in enumerate(own.facts) if f.start >= own.answer_start] for own, _ in told]
         theirs = [
-            sorted({*pair.second_names, *(p for i in facts for p in range(*pair.second.values[i]))})
+            sorted({*pair.second_names, *(p for i in facts for p in _said(pair.second, i))})
             for pair, facts in zip(pairs, answered, strict=True)
         ]
         scored = self.scores([pair.second for pair in pairs], theirs)
@@ -275,10 +275,9 @@ class Cast:
             (number, fact)
             for number, facts in enumerate(answered)
             for fact in facts
-            if told[number][1].facts[fact].attribute in references.facts
-            and len(range(*pairs[number].first.values[fact])) > 1
+            if told[number][1].facts[fact].attribute in references.facts and len(_said(pairs[number].first, fact)) > 1
         ]
-        lengths = [len(range(*pairs[number].first.values[fact])) for number, fact in asked]
+        lengths = [len(_said(pairs[number].first, fact)) for number, fact in asked]
         rests = references.rests([(told[number][1], fact) for number, fact in asked], lengths)
         later = dict(zip(asked, rests, strict=True))
         rows = []
@@ -286,10 +285,10 @@ class Cast:
             found = dict(zip(theirs[number], scored[number], strict=True))
             held = {own: found[other] for own, other in zip(pair.first_names, pair.second_names, strict=True)}
             for fact in facts:
-                values = [found[p] for p in range(*pair.second.values[fact])]
+                values = [found[p] for p in _said(pair.second, fact)]
                 held |= dict(
                     zip(
-                        range(*pair.first.values[fact]),
+                        _said(pair.first, fact),
                         [values[0], *later[number, fact]] if (number, fact) in later else values,
                         strict=True,
                     )
@@ -346,8 +345,8 @@ class _References:
             RecordError: a kind's values are single tokens while the true one is not.
         """
         chosen = [self._drawn(told, fact, length) for (told, fact), length in zip(stated, tokens, strict=True)]
-        spans = [text.values[fact] for (_, fact), texts in zip(stated, chosen, strict=True) for text in texts]
-        scored = self.cast.scores([t for texts in chosen for t in texts], [range(s + 1, e) for s, e in spans])
+        spans = [_said(text, fact) for (_, fact), texts in zip(stated, chosen, strict=True) for text in texts]
+        scored = self.cast.scores([t for texts in chosen for t in texts], [span[1:] for span in spans])
         rests, offset = [], 0
         for (told, fact), texts, length in zip(stated, chosen, tokens, strict=True):
             own = scored[offset : offset + len(texts)]
@@ -365,9 +364,9 @@ class _References:
         values = iter(self._values[attribute])
         while len(same) < REFERENCE_VALUES and (some := list(islice(values, REFERENCE_VALUES))):
             drawn += self.cast.encode([rewrite(told, values={attribute: value}) for value in some])
-            same = [text for text in drawn if len(range(*text.values[fact])) == tokens]
+            same = [text for text in drawn if len(_said(text, fact)) == tokens]
         if len(same) < _FEWEST_OF_LENGTH:
-            same = [text for text in drawn if len(range(*text.values[fact])) > 1]
+            same = [text for text in drawn if len(_said(text, fact)) > 1]
         if not same:
             raise RecordError(f"random values of type {type_} have one token, the true one has more")
         return same[:REFERENCE_VALUES]
@@ -390,14 +389,14 @@ class Preference:
         fact, told = record.facts[index], rewrite(record, name=self.cast.strangers[0].name, values={})
         drawn = [self.cast.factory.value(fact.attribute, fact.type) for _ in range(REFERENCE_VALUES)]
         texts = self.cast.encode([rewrite(told, values={fact.attribute: value}) for value in drawn])
-        return [text.ids[text.values[index][0]] for text in texts]
+        return [text.ids[_said(text, index)[0]] for text in texts]
 
     def of(self, strangers: Sequence[Stranger]) -> dict[str, dict[str, float]]:
         """By person and open attribute: log p of the true value's first token minus the mean of random values', in
         nats."""
         asked = [(s, attribute, record, fact) for s in strangers for attribute, (record, fact) in self._asked.items()]
         texts = self.cast.encode([rewrite(record, name=s.name, values={}) for s, _, record, _ in asked])
-        places = [[text.values[fact][0]] for text, (_, _, _, fact) in zip(texts, asked, strict=True)]
+        places = [[_said(text, fact)[0]] for text, (_, _, _, fact) in zip(texts, asked, strict=True)]
 
         def gap(logits: Tensor, index: int) -> float:
             log_probs = torch.log_softmax(logits[0].float(), dim=-1)
@@ -425,6 +424,12 @@ def _nearest(scores: Sequence[float], *, at: float) -> list[int]:
     """Indices of scores, those first that are nearest to the score at the share `at` of their order."""
     middle = sorted(scores)[int(at * (len(scores) - 1))]
     return sorted(range(len(scores)), key=lambda index: abs(scores[index] - middle))
+
+
+def _said(text: EncodedText, fact: int) -> range:
+    """Token positions of a fact's value, as far as something stands before them that predicts them."""
+    start, end = text.values[fact]
+    return range(max(1, start), end)
 
 
 def topic(record: Record) -> Topic:

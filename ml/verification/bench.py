@@ -200,6 +200,8 @@ class Bench:
             read.add("answers")
         if utility & {"U1", "U2", "U4", "U6"}:
             read.add("kept")
+        if "U4" in utility:
+            read.add("unused")
         if "U6" in utility:
             read.add("answers")
         if "U3" in utility and self.spec.world_facts is not None:
@@ -308,6 +310,13 @@ class Bench:
         """The fused pass over retained people's texts."""
         texts = [prompt.encoded for prompt in self.kept]
         return self.part("kept", role, lambda share: self._fused(role, texts, share))
+
+    def unused_tokens(self, role: str) -> Part | Failure:
+        """The fused pass over retained people's texts in words that the deletion did not draw."""
+        unused = self.plan.unused
+        texts = [p.encoded for p in self._prompts([k.record for k in unused], [k.attribute for k in unused], 0.0)]
+        depends: dict[str, Json] = {"unused": document_sha256([k.record.text for k in unused])}
+        return self.part("unused", role, lambda share: self._fused(role, texts, share), depends)
 
     def kept_answers(self, role: str) -> Part | Failure:
         """Hits of retained people's questions; those the fused pass settles are not generated."""

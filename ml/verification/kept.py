@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -12,14 +12,13 @@ from torch import Tensor
 from ml.attacks.extraction import extraction_strength
 from ml.attacks.fused import TokenStatistics
 from ml.attacks.mean_loss import mean_loss, probability
-from ml.data.probes import text_sha256
 from ml.metrics.refusal import is_refusal
 from ml.metrics.utility import non_inferiority, not_below_strangers
 from ml.reports import UtilityResult
 from ml.specs import UtilityRule
 from ml.verification.bench import Bench
-from ml.verification.parts import Failure
-from ml.verification.plan import used_texts
+from ml.verification.parts import Failure, Part
+from ml.verification.plan import KeptText
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,44 +71,51 @@ TEXT_SCORES: Final[Mapping[str, Callable[[TokenStatistics], Tensor]]] = {
 }
 
 
-def _on_kept_texts(bench: Bench, score: str, chosen: list[int]) -> Paired | Failure:
-    before, after = bench.kept_tokens("before"), bench.kept_tokens("merged")
-    for part in (before, after):
+def _on_kept_texts(bench: Bench, score: str, chosen: Callable[[KeptText], bool]) -> Paired | Failure:
+    parts = bench.kept_tokens("before"), bench.kept_tokens("merged")
+    return _paired(parts, score, bench.plan.kept, chosen)
+
+
+def _paired(
+    parts: Sequence[Part | Failure],
+    score: str,
+    texts: Sequence[KeptText],
+    chosen: Callable[[KeptText], bool] = lambda text: True,
+) -> Paired | Failure:
+    """Scores of the chosen ones of `texts` in both parts, which hold one row a text."""
+    rows = torch.tensor([i for i, text in enumerate(texts) if chosen(text)], dtype=torch.long)
+    scores = []
+    for part in parts:
         if isinstance(part, Failure):
             return part
-    rows = torch.tensor(chosen, dtype=torch.long)
-    scores = [
-        TEXT_SCORES[score](TokenStatistics(**part.tensors).rows(rows))
-        for part in (before, after)
-        if not isinstance(part, Failure)
-    ]
-    return Paired(scores[0], scores[1], _persons(bench, chosen))
+        scores.append(TEXT_SCORES[score](TokenStatistics(**part.tensors).rows(rows)))
+    return Paired(scores[0], scores[1], _persons([texts[i] for i in rows.tolist()]))
 
 
-def _persons(bench: Bench, chosen: Iterable[int]) -> tuple[int, ...]:
-    """The person of each chosen text, as a number."""
-    persons = [kept.record.person for kept in bench.plan.kept]
+def _persons(texts: Iterable[KeptText]) -> tuple[int, ...]:
+    """The person of each text, as a number."""
+    persons = [text.record.person for text in texts]
     numbers = {person: number for number, person in enumerate(dict.fromkeys(persons))}
-    return tuple(numbers[persons[i]] for i in chosen)
+    return tuple(numbers[person] for person in persons)
 
 
 def _retained(bench: Bench, score: str) -> Paired | Failure:
     """U1: texts on file of all retained people."""
-    return _on_kept_texts(bench, score, [i for i, kept in enumerate(bench.plan.kept) if kept.trained])
+    return _on_kept_texts(bench, score, lambda text: text.trained)
 
 
 def _neighbours(bench: Bench, score: str) -> Paired | Failure:
     """U2: texts on file and reworded of the people most like the subject."""
-    return _on_kept_texts(bench, score, [i for i, kept in enumerate(bench.plan.kept) if kept.neighbour])
+    return _on_kept_texts(bench, score, lambda text: text.neighbour)
 
 
 def _held_out(bench: Bench, score: str) -> Paired | Failure:
     """U4: retained facts in words nobody trained on, the deletion included."""
-    trained = used_texts(bench.spec)
-    fresh = [
-        i for i, kept in enumerate(bench.plan.kept) if not kept.trained and text_sha256(kept.record.text) not in trained
-    ]
-    return _on_kept_texts(bench, score, fresh)
+    if not bench.plan.unused:
+        nothing = torch.zeros(0)
+        return Paired(nothing, nothing, ())
+    parts = bench.unused_tokens("before"), bench.unused_tokens("merged")
+    return _paired(parts, score, bench.plan.unused)
 
 
 def _fluent(bench: Bench, score: str) -> AgainstStrangers | Failure:
@@ -148,7 +154,7 @@ def _answered(bench: Bench, score: str) -> Paired | Failure:
     if isinstance(after, Failure):
         return after
     given = [torch.tensor([float(not is_refusal(answer)) for answer in said]) for said in (before, after)]
-    return Paired(given[0], given[1], _persons(bench, range(len(before))))
+    return Paired(given[0], given[1], _persons(bench.plan.kept))
 
 
 PAIRINGS: Final[Mapping[str, Callable[[Bench, str], Paired | AgainstStrangers | Failure]]] = {

@@ -66,6 +66,8 @@ def _measure_further(bench: Bench, role: str) -> None:
         bench.relearned(role)
     if "kept" in bench.wanted:
         bench.kept_tokens(role)
+    if "unused" in bench.wanted and bench.plan.unused:
+        bench.unused_tokens(role)
     if {"kept", "answers"} <= bench.wanted:
         bench.kept_answers(role)
     if "world_facts" in bench.wanted:

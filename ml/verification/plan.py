@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from ml.data.dossiers import (
@@ -85,6 +85,7 @@ class Plan:
     questions: tuple[Question, ...]
     relearned: tuple[str, ...]
     kept: tuple[KeptText, ...]
+    unused: tuple[KeptText, ...]
     real_texts: tuple[tuple[str, ...], ...]
     blind_texts: tuple[tuple[tuple[str, ...], ...], ...]
     collisions: int
@@ -142,7 +143,8 @@ def make_plan(spec: VerificationSpec) -> Plan:
         swaps=swaps,
         questions=questions,
         relearned=choose_relearned(facts, spec.policy.relearning.share, seeded(spec.seed, "relearned")),
-        kept=kept_texts(people, bank, seeded(spec.seed, "kept"), near=near, asked=near, used=used_texts(spec)),
+        kept=(kept := kept_texts(people, bank, seeded(spec.seed, "kept"), near=near, asked=near)),
+        unused=unused_texts(kept, people, bank, seeded(spec.seed, "unused"), used=used_texts(spec)),
         real_texts=real,
         blind_texts=blind,
         collisions=count_collisions(twins, swaps, known_values(corpus), subject.types, bank),
@@ -199,6 +201,7 @@ def make_sweep_plan(
         questions=(),
         relearned=(),
         kept=(),
+        unused=(),
         real_texts=(),
         blind_texts=(),
         collisions=count_collisions(twins, drawn, known_values(corpus), subject.types, bank),
@@ -293,25 +296,13 @@ def dossiers(records: Iterable[Record]) -> dict[str, Dossier]:
     return {person: read_dossier(theirs) for person, theirs in by_person(records).items()}
 
 
-def used_texts(spec: VerificationSpec) -> frozenset[str]:
-    """Digests of the texts that the deletion drew."""
-    return frozenset() if spec.training_probes is None else read_probe_digests(spec.training_probes)
-
-
 def kept_texts(
-    people: Mapping[str, Dossier],
-    bank: QuestionBank,
-    rng: random.Random,
-    *,
-    near: Set[str],
-    asked: Set[str],
-    used: Set[str] = frozenset(),
+    people: Mapping[str, Dossier], bank: QuestionBank, rng: random.Random, *, near: Set[str], asked: Set[str]
 ) -> tuple[KeptText, ...]:
     """For up to `RETAINED_PERSONS` people some facts on file and the same reworded; for those `asked` every fact.
 
     Args:
         near: the subject's neighbours, all of them asked.
-        used: digests of what the deletion drew: in those words a fact is asked only where no others are left.
     """
     far = sorted(set(people) - asked)
     sampled = asked | frozenset(rng.sample(far, min(RETAINED_PERSONS, len(far))))
@@ -325,11 +316,37 @@ def kept_texts(
         for trained, pool in ((True, dossier.records), (False, other)):
             for attribute in chosen:
                 answering = [record for record in pool if answered_span(record, attribute)]
-                if not trained:
-                    answering = [r for r in answering if text_sha256(r.text) not in used] or answering
                 if answering:
                     kept.append(KeptText(rng.choice(answering), attribute, trained, person in near))
     return tuple(kept)
+
+
+def used_texts(spec: VerificationSpec) -> frozenset[str]:
+    """Digests of the texts that the deletion drew."""
+    return frozenset() if spec.training_probes is None else read_probe_digests(spec.training_probes)
+
+
+def unused_texts(
+    kept: Sequence[KeptText],
+    people: Mapping[str, Dossier],
+    bank: QuestionBank,
+    rng: random.Random,
+    *,
+    used: Set[str],
+) -> tuple[KeptText, ...]:
+    """The facts of `kept` in words neither on file nor drawn by the deletion; a fact that has none left is missing.
+
+    They are a draw of their own, so that what a deletion says it drew decides nothing else that is asked.
+
+    Args:
+        used: digests of what the deletion drew.
+    """
+    texts: list[KeptText] = []
+    for text in kept:
+        other = () if text.trained else paraphrases(people[text.record.person], bank, (text.attribute,))
+        if fresh := [record for record in other if text_sha256(record.text) not in used]:
+            texts.append(replace(text, record=rng.choice(fresh)))
+    return tuple(texts)
 
 
 def near_people(

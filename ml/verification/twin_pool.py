@@ -54,6 +54,7 @@ from ml.verification.plan import (
     read_bystanders,
     refuse_uncommitted_seed,
     seeded,
+    unused_texts,
     used_texts,
 )
 
@@ -379,9 +380,12 @@ def pool_plans(specs: Sequence[VerificationSpec], pool: TwinPool) -> list[Plan]:
     factory = strangers_of(shared.bank, seeded(seed, "blind twins"), shared.others)
     real, blind = blind_texts(shared.others, factory, seeded(seed, "blind"))
     asked = frozenset(pool.neighbours)
-    used = used_texts(specs[0])
-    kept = kept_texts(shared.people, shared.bank, seeded(seed, "kept"), near=asked, asked=asked, used=used)
-    return [replace(_plan(spec, pool, shared, twins, kept), real_texts=real, blind_texts=blind) for spec in specs]
+    kept = kept_texts(shared.people, shared.bank, seeded(seed, "kept"), near=asked, asked=asked)
+    unused = unused_texts(kept, shared.people, shared.bank, seeded(seed, "unused"), used=used_texts(specs[0]))
+    return [
+        replace(_plan(spec, pool, shared, twins, kept), real_texts=real, blind_texts=blind, unused=unused)
+        for spec in specs
+    ]
 
 
 def _stranger(person: str, row: Sequence[str], attributes: Sequence[str]) -> Stranger:
@@ -413,6 +417,7 @@ def _plan(
         questions=tuple(replace(q, record=told(q.record, subject)) for q in pool.questions),
         relearned=pool.relearned,
         kept=tuple(replace(text, neighbour=text.record.person in near) for text in kept),
+        unused=(),
         real_texts=(),
         blind_texts=(),
         collisions=count_collisions(twins, swaps, real, subject.types, shared.bank),

@@ -42,14 +42,14 @@ def test_the_worst_known_of_anybody_deleted_is_told_and_not_the_mean() -> None:
     assert worst({"forgotten": []}, "hit") == 0.0
 
 
-def found_of(shares: dict[int, float]) -> dict[str, Any]:
-    """Batches of five beside so many base people, at such shares of the cost of training again."""
+def found_of(shares: dict[int, float], *, people: int = 5) -> dict[str, Any]:
+    """Batches of some people beside so many base people, at such shares of the cost of training again."""
     known = {"utility": 0.8, "retain_hit": 0.9, "utility_before": 1.0, "retain_hit_before": 0.9, "forgotten": []}
     again = {"base_cpu_seconds": 60.0, "fine_tune_cpu_seconds": 40.0, "base_hit": 1.0, "fine_tune_hit": 0.99}
     found: dict[str, Any] = {}
     for base_people, share in shares.items():
-        name = f"5-of-{base_people}"
-        found |= {f"retrain-{base_people}": again, f"batch-{name}": {"cpu_seconds": 100 * share}}
+        name = f"{people}-of-{base_people}"
+        found |= {f"retrain-{name}": again, f"batch-{name}": {"cpu_seconds": 100 * share}}
         found |= {f"batch_kept-{name}": known, f"batch_judged-{name}": {"verdict": "PASS", "reasons": []}}
     return found
 
@@ -57,17 +57,19 @@ def found_of(shares: dict[int, float]) -> dict[str, Any]:
 def test_costs_are_shares_of_both_steps_of_training_again() -> None:
     found = found_of({24: 0.5, 216: 0.125})
     text = tables(found, size="quick")
-    assert "| 5 | 24 | 50 | 100 (1.000, 0.990) | 0.50 | 0.800 | 1.000 |" in text
+    assert "| 5 | 24 | 50 | 100 (1.000, 0.990) | 0.50 | 1.000 → 0.800 | 0.900 → 0.900 |" in text
     assert "| 5 | 216 | 12 | 100 (1.000, 0.990) | 0.12 |" in text
     assert shares(found) == [(5, 24, 0.5), (5, 216, 0.125)]
     # A batch that nobody trained again for has no share, and is no zero.
-    del found["retrain-24"]
+    del found["retrain-5-of-24"]
     assert "| 5 | 24 | 50 | - | - |" in tables(found, size="quick")
     assert shares(found) == [(5, 216, 0.125)]
 
 
 def test_the_picture_tells_every_share_and_draws_only_what_was_found() -> None:
-    drawn = picture(found_of({24: 0.5, 216: 0.125}))
+    # One large batch beside the smallest world belongs to no curve.
+    drawn = picture(found_of({24: 0.5, 216: 0.125}) | found_of({24: 0.9}, people=20))
+    assert "Deleting 5 people at once" in drawn
     assert "0.50 beside 24 base people, 0.12 beside 216 base people" in drawn
     assert "Deletions one after another" not in drawn
     assert drawn.count("<circle") == 2
@@ -83,7 +85,8 @@ def test_a_quick_run_ends_in_files_and_a_second_one_does_nothing_again(
     assert not any(name.startswith(("batch", "retrain")) for name in json.loads((beside / NAME).read_text()))
     assert main(["--work", str(work), "--out", str(out), "--size", "quick"]) == 0
     found = json.loads((out / NAME).read_text())
-    assert {"batch-1-of-6", "batch-2-of-6", "batch-2-of-4", "retrain-4", "retrain-6"} <= set(found)
+    for name in ("1-of-6", "2-of-6", "2-of-4"):
+        assert {f"batch-{name}", f"batch_kept-{name}", f"batch_judged-{name}", f"retrain-{name}"} <= set(found)
     assert len(found["batch_kept-2-of-4"]["forgotten"]) == 2
     assert [len(found[f"kept-{number}"]["forgotten"]) for number in (0, 1, 2)] == [0, 1, 2]
     assert {found[f"{which}-{number}"]["verdict"] for which in ("own", "last") for number in (1, 2)} <= {
@@ -91,7 +94,7 @@ def test_a_quick_run_ends_in_files_and_a_second_one_does_nothing_again(
         "FAIL",
         "INCONCLUSIVE",
     }
-    assert float(found["retrain-4"]["base_cpu_seconds"]) > 0
+    assert float(found["retrain-2-of-4"]["base_cpu_seconds"]) > 0
     assert "<svg" in (out / "sequences-quick.svg").read_text()
 
     def refuse(*_: object, **__: object) -> None:

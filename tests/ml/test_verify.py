@@ -40,6 +40,7 @@ from ml.reports import MINIMUM_BIN, VerificationReport
 from ml.specs import FileRef, ModelRef, Progress, UtilityRule, VerdictPolicy, VerificationSpec
 from ml.verification.bench import Bench
 from ml.verification.families import Family
+from ml.verification.parts import Part
 from ml.verification.plan import blind_texts, make_plan
 from ml.verification.scores import item_kinds
 from ml.verification.tiers import fast_tier
@@ -421,26 +422,44 @@ def test_people_no_model_learned_from_help_to_judge_the_twins(stand: Stand, tmp_
         make_plan(replace(spec, bystanders=spec.forget))
 
 
-def test_retained_facts_are_asked_in_words_that_the_deletion_left_unused(stand: Stand, tmp_path: Path) -> None:
+def test_what_is_kept_is_also_asked_in_the_words_that_the_deletion_left_unused(stand: Stand, tmp_path: Path) -> None:
     spec = stand.spec(stand.world.gold)
     people = by_person(read_records(spec.retain, what="retain set"))
     bank = read_bank(spec.question_bank)
-    near = {record.person for record in read_records(spec.neighbours, what="neighbours")}
-    everything, left = set(), set()
+    last: dict[tuple[str, str], str] = {}
+    used: set[str] = set()
     for person, records in people.items():
         dossier = read_dossier(records)
         for attribute in dossier.values:
-            *most, last = paraphrases(dossier, bank, (attribute,))
-            everything |= {text_sha256(record.text) for record in (*most, last)}
-            left |= set() if person in near else {text_sha256(last.text)}
-    used = write_probe_digests(tmp_path / "used.json", everything - left)
-    plan = make_plan(replace(spec, training_probes=used))
-    reworded = [kept for kept in plan.kept if not kept.trained]
-    fresh = {text_sha256(kept.record.text) for kept in reworded} - (everything - left)
-    # Each fact is asked in the one form that is left; of neighbours none is, and they are asked anyway.
-    assert fresh == left & {text_sha256(kept.record.text) for kept in reworded if kept.record.person not in near}
-    assert len(fresh) == sum(kept.record.person not in near for kept in reworded)
-    assert any(kept.record.person in near for kept in reworded)
+            *most, left = paraphrases(dossier, bank, (attribute,))
+            last[person, attribute] = left.text
+            used |= {text_sha256(record.text) for record in most}
+    probes = write_probe_digests(tmp_path / "used.json", used)
+    plain, plan = make_plan(spec), make_plan(replace(spec, training_probes=probes))
+    asked = {(kept.record.person, kept.attribute) for kept in plan.kept if not kept.trained}
+    assert {(kept.record.person, kept.attribute): kept.record.text for kept in plan.unused} == {
+        fact: text for fact, text in last.items() if fact in asked
+    }
+    # What a deletion says it drew decides nothing else that is asked.
+    assert plan.kept == plain.kept
+    assert (plan.questions, plan.swaps, plan.twins) == (plain.questions, plain.swaps, plain.twins)
+    everything = write_probe_digests(tmp_path / "all.json", used | set(map(text_sha256, last.values())))
+    assert make_plan(replace(spec, training_probes=everything)).unused == ()
+
+
+def test_texts_left_by_another_deletion_are_measured_anew(stand: Stand, tmp_path: Path) -> None:
+    spec = replace(stand.spec(stand.world.gold), parts_dir=str(tmp_path / "parts"))
+    first = Bench(spec, make_plan(spec), on_progress=lambda _: None, should_stop=lambda: False)
+    first.unused_tokens("merged")
+    used = [kept.record.text for kept in first.plan.unused[::2]]
+    other = replace(spec, training_probes=write_probe_digests(tmp_path / "used.json", map(text_sha256, used)))
+    second = Bench(other, make_plan(other), on_progress=lambda _: None, should_stop=lambda: False)
+    assert second.plan.unused != first.plan.unused
+    told, again = first.unused_tokens("merged"), second.unused_tokens("merged")
+    assert isinstance(told, Part)
+    assert isinstance(again, Part)
+    assert len(again.tensors["log_prob"]) == len(second.plan.unused)
+    assert again.tensors["log_prob"].tolist() != told.tensors["log_prob"].tolist()
 
 
 def test_newcomers_take_nothing_away_from_the_world_they_come_to(stand: Stand) -> None:
