@@ -23,6 +23,10 @@ _LOOK_AGAIN_S: Final = 1.0
 Job: TypeAlias = Callable[[], Any]
 
 
+class UnfinishedError(SpecError):
+    """Something is needed that another job has not finished."""
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What one job found, and the processor seconds of the call that finished it."""
@@ -52,10 +56,10 @@ class Jobs:
 
 
 def finished(directory: Path, name: str) -> Any:
-    """What the finished job `name` found; raises `SpecError` where it is not finished."""
+    """What the finished job `name` found; raises `UnfinishedError` where it is not finished."""
     path = directory / f"{name}.json"
     if not path.exists():
-        raise SpecError(f"job {name} is not finished; run everything before it first")
+        raise UnfinishedError(f"job {name} is not finished; run everything before it first")
     return json.loads(path.read_text(encoding="utf-8"))["result"]
 
 
@@ -87,17 +91,32 @@ def _claim(identity: Json) -> dict[str, Json]:
 
 
 def run_jobs(planned: Mapping[str, Job], directory: Path) -> Mapping[str, Outcome]:
-    """Do every job in order, telling how far the whole is; finished ones are only read, others' ones waited for."""
+    """Do every job in order, telling how far the whole is; finished ones are only read, others' ones waited for, and so
+    is what those need.
+
+    Raises:
+        UnfinishedError: a job needs something that nobody is doing.
+    """
     jobs = Jobs(directory)
     outcomes: dict[str, Outcome] = {}
     while len(outcomes) < len(planned):
         before = len(outcomes)
-        for name, job in planned.items():
-            outcome = None if name in outcomes else jobs.run(name, job)
-            if outcome is not None:
-                outcomes[name] = outcome
-                _tell(name, outcomes, list(planned))
+        others_work = False
+        lacking: UnfinishedError | None = None
+        for name in [name for name in planned if name not in outcomes]:
+            try:
+                outcome = jobs.run(name, planned[name])
+            except UnfinishedError as exc:
+                lacking = exc
+                continue
+            if outcome is None:
+                others_work = True
+                continue
+            outcomes[name] = outcome
+            _tell(name, outcomes, list(planned))
         if len(outcomes) == before:
+            if lacking is not None and not others_work:
+                raise lacking
             time.sleep(_LOOK_AGAIN_S)
     return {name: outcomes[name] for name in planned}
 

@@ -10,7 +10,8 @@ from nothing, each stopped at the first look at which 99 % of its people's value
 that is measured on models of the same shape that learned more and more people.
 
 `--work` holds models and finished jobs: a run that was killed continues there. `--out` receives JSON, a table and a
-picture. `--parts` (row, batches, growth) leaves the others out; a last run of all of them joins what they found.
+picture. `--parts` (row, batches, growth) leaves the others out; parts may run side by side in one `--work`, and a last
+run of all of them joins what they found.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from typing import Any, Final, Literal, TypeAlias, get_args
 
 import torch
 
-from benchmarks.jobs import Job, claim_directory, run_jobs
+from benchmarks.jobs import Job, claim_directory, finished, run_jobs
 from benchmarks.method_columns import Questions, known, value_hits
 from benchmarks.method_runs import deletion, judged, unlearned_alone
 from benchmarks.method_worlds import MethodWorld
@@ -149,11 +150,20 @@ class Row:
         """What the first `number` deletions in a row left; 0 is the first release.
 
         Raises:
-            SpecError: a deletion was refused, so there is no such version.
+            UnfinishedError: the deletion was not run.
+            SpecError: it was refused, so there is no such version.
         """
         if number == 0:
             return self.world(forgotten=1).model("before")
-        return _made(self._run(number))
+        return self._left(f"delete-{number}", self._run(number))
+
+    def _left(self, job: str, run: Path) -> ModelRef:
+        """The model that a finished job left in the directory of its run."""
+        finished(self.work / "jobs", job)
+        path = run / "model"
+        if not path.exists():
+            raise SpecError(f"job {job} left no model; look into it for the reason")
+        return model_ref(path)
 
     def _run(self, number: int) -> Path:
         return self.work / "runs" / f"row-{number}"
@@ -182,7 +192,7 @@ class Row:
         return {**self._utility(ref, self._questions()), "forgotten": gone}
 
     def _batch_kept(self, size: int, base_people: int) -> dict[str, Any]:
-        ref = _made(self._batch_run(size, base_people))
+        ref = self._left(f"batch-{batch_name(size, base_people)}", self._batch_run(size, base_people))
         gone = [self._about(ref, person, base_people=base_people) for person in range(size)]
         questions = Questions(self.world(forgotten=size, base_people=base_people), people=self.sizes.people)
         first = self._utility(questions.world.model("before"), questions)
@@ -231,8 +241,8 @@ class Row:
     def _batch_judged(self, size: int, base_people: int) -> dict[str, Json]:
         """Verdict on the first person of a batch."""
         world, run = self.world(forgotten=size, base_people=base_people), self._batch_run(size, base_people)
-        folder = self.work / "judged" / f"batch-{batch_name(size, base_people)}"
-        return judged(world, world.forgotten[0], _made(run), self.policy, folder=folder, runs=[run])
+        folder = self.work / "judged" / run.name
+        return judged(world, world.forgotten[0], self._left(run.name, run), self.policy, folder=folder, runs=[run])
 
     # --- training again ---
 
@@ -249,13 +259,6 @@ class Row:
             "base_hit": base[1],
             "fine_tune_hit": tuned[1],
         }
-
-
-def _made(run: Path) -> ModelRef:
-    path = run / "model"
-    if not path.exists():
-        raise SpecError(f"run {run.name} left no model; look into its job for the reason")
-    return model_ref(path)
 
 
 def _taught(
