@@ -520,8 +520,7 @@ def test_the_fast_tier_measures_nothing_that_it_does_not_judge(stand: Stand, tmp
     measured = {name.rsplit("-", 1)[0] for name in _parts(own)}
     assert measured == {
         *(f"{kind}_{role}" for kind in ("tokens", "swaps") for role in ("before", "merged", "base")),
-        "kept_before",
-        "kept_merged",
+        *(f"{kind}_{role}" for kind in ("kept", "unused") for role in ("before", "merged")),
         "determinism_merged",
     }
 
