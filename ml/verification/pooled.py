@@ -93,6 +93,10 @@ class SubjectBench(Bench):
         """The fused pass over retained people's texts, the same for every subject."""
         return self._whole.kept_tokens(role)
 
+    def unused_tokens(self, role: str) -> Part | Failure:
+        """The fused pass over retained people in unused words, the same for every subject."""
+        return self._whole.unused_tokens(role)
+
     def kept_answers(self, role: str) -> Part | Failure:
         """Hits of retained people's questions, the same for every subject."""
         return self._whole.kept_answers(role)
