@@ -772,7 +772,7 @@ def test_people_the_model_knows_are_answered_and_people_it_never_saw_are_refused
     unknown = rng.sample(prompts_about(strangers, bank).direct, 180)
     deleted = PromptSet(prompts_about(forget, bank).direct, ())
     before, gold = load_model(tiny.before), load_model(tiny.gold)
-    how = reading(gold, pooling="sum")
+    how = make_reading(len(gold.tokenizer))
     first = {"retained": PromptSet(tuple(kept[:120]), ()), "never_seen": PromptSet(tuple(unknown[:120]), ())}
     margins = measure_margins(before, how, **first)
     found = calibrate(gold, how, margins, **first)
