@@ -55,7 +55,6 @@ CODE_VERSION: Final = 3
 
 MEMORISED: Final = 0.99
 _METHOD: Final = "energy_boundary"
-_LOOKS_AN_EPOCH: Final = 2
 _STEPS: Final = METHODS[_METHOD].settings().training.steps
 _ASKED: Final = 400
 
@@ -69,6 +68,7 @@ class Sizes:
     """`in_a_row` people one by one, and each of `batches` people at once, in `steps` steps a run.
 
     growth: base people of the worlds on which a batch of `grown_batch` is compared with training again.
+    look_every: after how many epochs of training again, or what part of one, the model is asked whether it knows.
     """
 
     world: WorldSizes
@@ -79,6 +79,7 @@ class Sizes:
     grown_batch: int
     steps: int
     people: int
+    look_every: float
     policy: str
 
 
@@ -91,8 +92,8 @@ SEQUENCE_WORLD: Final = replace(
     shape=replace(SMALL_WORLD.shape, hidden=128, layers=4, feed_forward=352),
 )
 SIZES: Final = {
-    "full": Sizes(SEQUENCE_WORLD, 1, 10, (1, 5, 20), (24, 72, 216), 5, _STEPS, 6, "reference-2"),
-    "quick": Sizes(TINY_WORLD, 1, 2, (1, 2), (4, 6), 2, 8, 2, "unit-1"),
+    "full": Sizes(SEQUENCE_WORLD, 1, 10, (1, 5, 20), (24, 72, 216), 5, _STEPS, 6, 0.5, "reference-2"),
+    "quick": Sizes(TINY_WORLD, 1, 2, (1, 2), (4, 6), 2, 8, 2, 4.0, "unit-1"),
 }
 
 
@@ -250,9 +251,10 @@ class Row:
         """CPU seconds of both training steps without the batch, each stopped when it knows its people."""
         world = self.world(forgotten=size, base_people=base_people)
         untrained = load_model(world.untrained())
-        base = _taught(untrained, world, world.world.base, self.sizes.world.base, seed=world.seed)
+        stages, look_every = self.sizes.world, self.sizes.look_every
+        base = _taught(untrained, world, world.world.base, stages.base, look_every=look_every, seed=world.seed)
         people = (*world.world.base, *world.kept)
-        tuned = _taught(untrained, world, people, self.sizes.world.fine_tune, seed=world.seed)
+        tuned = _taught(untrained, world, people, stages.fine_tune, look_every=look_every, seed=world.seed)
         return {
             "base_cpu_seconds": base[0],
             "fine_tune_cpu_seconds": tuned[0],
@@ -262,7 +264,13 @@ class Row:
 
 
 def _taught(
-    loaded: LoadedModel, world: MethodWorld, people: Sequence[Stranger], stage: Stage, *, seed: int
+    loaded: LoadedModel,
+    world: MethodWorld,
+    people: Sequence[Stranger],
+    stage: Stage,
+    *,
+    look_every: float,
+    seed: int,
 ) -> tuple[float, float]:
     """Teach `people` to the model, in place, until it knows them: CPU seconds without the looks, and the last share."""
     rows = encode_records(loaded.tokenizer, world.world.corpus(people), context=loaded.context)
@@ -283,7 +291,7 @@ def _taught(
         learning_rate=stage.learning_rate,
         warmup_steps=stage.warmup_steps,
         final_factor=0.05,
-        check_every=max(1, per_epoch // _LOOKS_AN_EPOCH),
+        check_every=max(1, int(look_every * per_epoch)),
     )
     started = time.process_time()
     loaded.model.requires_grad_(True)
