@@ -59,6 +59,7 @@ class EnergyBoundarySettings:
     contrast_weight: float = 1.0
     stranger_weight: float = 1.0
     held_weight: float = 1.0
+    held_energy_weight: float = 0.25
     energy_weight: float = 0.1
     kept_energy_weight: float = 2.0
     divergence_weight: float = 12.0
@@ -69,12 +70,12 @@ class EnergyBoundarySettings:
 class EnergyBoundaryDeletion:
     """The product's method: a deleted person ends among people never seen, with the kept on the other side.
 
-    `L = contrast + strangers + held + energy_weight * (held energies + hinge_f + hinge_r) + KL_retain + CE_retain +
-    kept energies`, every term with its weight; the first three and the forget hinge are taken where relearning leads
-    every few steps.
+    `L = contrast + strangers + held + held energies + hinge_f + hinge_r + KL_retain + CE_retain + kept energies`, every
+    term with its weight (both hinges with `energy_weight`); the first four and the forget hinge are taken where
+    relearning leads every few steps.
     """
 
-    version = "4"
+    version = "5"
     guarantee: Guarantee = "empirical_approximate"
     needs = frozenset({Need.RETAIN, Need.BOUNDARY, Need.NAMES, Need.VALUE_TYPES})
     settings = EnergyBoundarySettings
@@ -125,7 +126,8 @@ def distillation_step(
                 forget=settings.contrast_weight * forgetting["contrast"]
                 + settings.stranger_weight * forgetting["strangers"]
                 + settings.held_weight * forgetting["held"]
-                + settings.energy_weight * (forgetting["held_energy"] + forgetting["energy_forget"]),
+                + settings.held_energy_weight * forgetting["held_energy"]
+                + settings.energy_weight * forgetting["energy_forget"],
             )
         keeping = None if task.second is None else task.second.answer(parameters)
         return dict(watched(**forgetting, **(keep(number, backward) if keeping is None else keeping)))

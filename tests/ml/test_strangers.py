@@ -19,8 +19,9 @@ from ml.data.synthetic import Stranger, StrangerFactory, rewrite
 from ml.errors import EmptySequenceError, RecordError
 from ml.guard.reading import make_reading, prompt_scores
 from ml.methods.calibration import calibrate
-from ml.methods.energy_boundary import EnergyBoundarySettings, keeping_step
+from ml.methods.energy_boundary import EnergyBoundarySettings, distillation_step, keeping_step
 from ml.methods.method import UnlearningTask
+from ml.methods.relearner import RelearningSettings
 from ml.methods.retention import Retention, closeness
 from ml.methods.strangers import STAND_IN_DOUBT, UNSURE, Cast, ForgetRows, Preference, forget_rows, topic
 from ml.models.adapters import attach_adapter, trained_parameters
@@ -349,6 +350,43 @@ def test_larger_logits_are_a_drift_that_divergence_hardly_sees_and_kept_energy_d
     assert float(second["divergence"].detach()) < 0.05
     assert float(second["kept_energy"].detach()) > 0.3
     assert sums[1] > sums[0]
+
+
+def test_a_step_adds_every_term_once_by_the_weight_that_is_called_after_it(tiny: TinyWorld) -> None:
+    settings = EnergyBoundarySettings(
+        relearning=RelearningSettings(steps=0),
+        contrast_weight=2.0,
+        stranger_weight=3.0,
+        held_weight=5.0,
+        held_energy_weight=7.0,
+        energy_weight=11.0,
+        kept_energy_weight=13.0,
+        divergence_weight=17.0,
+        cross_entropy_weight=19.0,
+    )
+    task = fresh_task(tiny)
+    rows = forget_rows(task, draws=1)
+    keep = keeping_step(task, Retention(task, rows=8, neighbour_rows=2), settings)
+    given: list[float] = []
+
+    def backward(loss: torch.Tensor) -> None:
+        given.append(float(loss.detach()))
+
+    found = {name: float(value) for name, value in distillation_step(task, rows, keep, settings)(0, backward).items()}
+    weights = {
+        "contrast": 2.0,
+        "strangers": 3.0,
+        "held": 5.0,
+        "held_energy": 7.0,
+        "energy_forget": 11.0,
+        "kept_energy": 13.0,
+        "divergence": 17.0,
+        "cross_entropy": 19.0,
+        "energy_retain": 11.0,
+    }
+    assert found.keys() == weights.keys()
+    assert all(found[name] > 0 for name in ("contrast", "held", "held_energy", "cross_entropy"))
+    assert sum(given) == pytest.approx(sum(weights[name] * value for name, value in found.items()), rel=1e-4)
 
 
 def test_row_means_average_each_rows_own_tokens(task: UnlearningTask) -> None:
