@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ml.data.collate import EncodedText, collate, encode_records, token_budget_batches
-from ml.data.dossiers import answered_span, open_facts, read_dossier, strangers_of
+from ml.data.dossiers import answered_span, facts_not_in, known_values, read_dossier, strangers_of
 from ml.data.records import by_person
 from ml.data.synthetic import twin_records
 from ml.errors import EmptySetError, NonFiniteError, RecordError, SpecError
@@ -166,8 +166,9 @@ def _asked(task: UnlearningTask) -> tuple[list[_Asked], list[_Asked], list[_Aske
     own: list[_Asked] = []
     strangers: list[_Asked] = []
     dossiers = [read_dossier(records) for records in by_person(task.forget).values()]
+    elsewhere = known_values(task.retain)
     for dossier in dossiers:
-        mine = frozenset(open_facts(dossier, task.bank, task.retain))
+        mine = frozenset(facts_not_in(dossier, task.bank, elsewhere))
         own += _answering(dossier.records, mine)
         for number in range(-(-STRANGERS // len(dossiers))):
             stranger = factory.stranger(f"output-layer-{number}", dossier.types, like=dossier.name)

@@ -1,6 +1,6 @@
 """Calibrated stranger distillation, the data side: whom a forgotten person should come to resemble, and in what.
 
-A *stand-in* is an invented person nobody was trained on, another one for each thing that is known of the forgotten
+A *stand-in* is an invented person nobody was trained on, chosen anew for each thing that is known of the forgotten
 person. The person is asked about in their own records' words, but with values nobody has; the target is what the model
 before deletion says about the stand-in there. The true values' later tokens are never a teacher's: the model before
 deletion recognises them even in a stranger's mouth. They are held to the log-probabilities that random values of the
@@ -16,6 +16,7 @@ import random
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from typing import Final, TypeAlias
 
@@ -25,7 +26,7 @@ from torch import Tensor
 from ml.attacks.generation import continuations, most_likely
 from ml.data.alignment import AlignedPair, align
 from ml.data.collate import EncodedText, chosen_log_probs
-from ml.data.dossiers import Dossier, answered_span, open_facts, read_dossier, strangers_of
+from ml.data.dossiers import Dossier, answered_span, facts_not_in, known_values, read_dossier, strangers_of
 from ml.data.questions import QuestionBank
 from ml.data.records import by_person
 from ml.data.synthetic import Stranger, rewrite
@@ -145,6 +146,14 @@ class Cast:
             Stranger(f"candidate-{i}", self._name(names[i % len(names)]), self.strangers[i % STRANGERS].values)
             for i in range(STRANGERS, CANDIDATES)
         ]
+
+    @cached_property
+    def _retained_values(self) -> frozenset[tuple[str, str]]:
+        return known_values(self.task.retain)
+
+    def open_facts(self, dossier: Dossier) -> tuple[str, ...]:
+        """Attributes whose value no retained person has."""
+        return facts_not_in(dossier, self.task.bank, self._retained_values)
 
     def _name(self, like: str) -> str:
         return self.factory.value("", "person_name", like=like)
@@ -327,7 +336,7 @@ class _References:
 
     def __init__(self, cast: Cast, dossier: Dossier) -> None:
         self.cast = cast
-        self.facts = open_facts(dossier, cast.task.bank, cast.task.retain)
+        self.facts = cast.open_facts(dossier)
         order = list(self.facts)
         cast.rng.shuffle(order)
         self._place = {attribute: (index + 0.5) / len(order) for index, attribute in enumerate(order)}
@@ -377,7 +386,7 @@ class Preference:
 
     def __init__(self, cast: Cast, dossier: Dossier) -> None:
         self.cast = cast
-        opened = open_facts(dossier, cast.task.bank, cast.task.retain)
+        opened = cast.open_facts(dossier)
         self._asked: dict[str, tuple[Record, int]] = {}
         for record in dossier.records:
             for index, fact in enumerate(record.facts):
