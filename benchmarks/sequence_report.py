@@ -166,8 +166,10 @@ def _row_panel(found: Mapping[str, Any]) -> tuple[str, str] | None:
     parts = [panel.frame("Deletions one after another", below="deletions so far", beside="share")]
     states = [found[f"kept-{number}"] for number in range(count + 1)]
     for name, colour in _CURVES:
-        values = [worst(state, "hit") if name.startswith("worst") else float(state[name]) for state in states]
-        points = [(float(number), value) for number, value in enumerate(values)]
+        known = name.startswith("worst")
+        values = [worst(state, "hit") if known else float(state[name]) for state in states]
+        # Before the first deletion nobody can be found again.
+        points = [(float(number), value) for number, value in enumerate(values)][int(known) :]
         parts.append(panel.curve(points, colour, name=name.replace("_", " ")))
     text = (
         f"After {count} deletions in a row utility went from {states[0]['utility']:.3f} to "
