@@ -49,7 +49,7 @@ _TABLE: Final = (
     ("CPU s", "cpu_seconds"),
     ("MiB", "peak_mib"),
 )
-_WORDS: Final = frozenset({"model", "code", "verdict", "reasons", "refused"})
+_WORDS: Final = frozenset({"model", "code", "verdict", "reasons", "whole_verdict", "whole_reasons", "refused"})
 """Columns that are no numbers, even where they look like some: a digest may."""
 _PANEL: Final = (520, 380)
 _INSIDE: Final = (62, 44, 150, 60)  # left, top, right and bottom of a panel's frame
@@ -123,8 +123,11 @@ def rows_of(cells: Sequence[Place], found: Mapping[str, Any], spent: Mapping[str
             )
             row |= {name: value for name, value in numbers.items() if name != "truth_ratios"}
             row |= beside_gold(numbers, gold, before)
-        judged = found.get(f"judge-{cell.name}", {})
-        yield row | {"verdict": judged.get("verdict", ""), "reasons": "; ".join(judged.get("reasons", ()))}
+        for kind, prefix in (("judge", ""), ("gate", "whole_")):
+            judged = found.get(f"{kind}-{cell.name}", {})
+            row |= {f"{prefix}verdict": judged.get("verdict", "")}
+            row |= {f"{prefix}reasons": "; ".join(judged.get("reasons", ()))}
+        yield row
 
 
 def mean_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -139,11 +142,15 @@ def mean_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             values = [row[column] for row in members if column in row]
             if len(values) == len(members):
                 mean[column] = sum(values) / len(values)
-        verdicts = [row["verdict"] for row in members if row["verdict"]]
-        mean["verdicts"] = ", ".join(f"{verdicts.count(v)} {v}" for v in sorted(set(verdicts)))
+        mean["verdicts"], mean["whole_verdicts"] = _counted(members, "verdict"), _counted(members, "whole_verdict")
         mean["refused"] = next((row["refused"] for row in members if "refused" in row), "")
         means.append(mean)
     return means
+
+
+def _counted(rows: Sequence[Mapping[str, Any]], column: str) -> str:
+    verdicts = [row[column] for row in rows if row.get(column)]
+    return ", ".join(f"{verdicts.count(v)} {v}" for v in sorted(set(verdicts)))
 
 
 def rows_csv(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -170,14 +177,16 @@ def tables(means: Sequence[Mapping[str, Any]], *, size: str, cpu_seconds: float,
         "",
     ]
     lines += [
-        "Means over seeds; the gate is the fast tier on the first of the forgotten. closeness: 1 minus the largest "
+        "Means over seeds; the gate judges the first of the forgotten, by its fast tier and, where it was asked to, by "
+        "all families (whole gate). closeness: 1 minus the largest "
         "distance from gold; kept: smallest retained share of before; robustness: 1 minus what relearning brings back "
         "beyond gold.",
     ]
     for forgotten in sorted({row["forgotten"] for row in means}):
         chosen = [row for row in means if row["forgotten"] == forgotten]
         lines += ["", f"## {forgotten} forgotten", ""]
-        lines += [f"| model | {' | '.join(title for title, _ in _TABLE)} | gate |", "|---" * (len(_TABLE) + 2) + "|"]
+        lines += [f"| model | {' | '.join(title for title, _ in _TABLE)} | gate | whole gate |"]
+        lines += ["|---" * (len(_TABLE) + 3) + "|"]
         lines += [_line(row) for row in sorted(chosen, key=_order)]
         lines += [f"\n{row['model']} was refused: {row['refused']}" for row in chosen if row["refused"]]
     return "\n".join([*lines, ""])
@@ -191,7 +200,7 @@ def _order(row: Mapping[str, Any]) -> tuple[int, float]:
 
 def _line(row: Mapping[str, Any]) -> str:
     cells = [f"{row[column]:.3g}" if column in row else "-" for _, column in _TABLE]
-    return f"| {' | '.join([row['model'], *cells, row['verdicts'] or '-'])} |"
+    return f"| {' | '.join([row['model'], *cells, row['verdicts'] or '-', row['whole_verdicts'] or '-'])} |"
 
 
 # --- pictures -----------------------------------------------------------------------------------------------------

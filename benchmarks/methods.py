@@ -1,12 +1,13 @@
 """Which deletion method comes closest to never having learned? Methods beside gold on the same small models.
 
     python -m benchmarks.methods --work DIR --out DIR [--size small|full|large|tofu|quick|quick-tofu] [--processes N]
-        [--threads N] [--device NAME] [--seeds N ...] [--forgotten N ...] [--methods NAME ...]
+        [--threads N] [--device NAME] [--seeds N ...] [--forgotten N ...] [--methods NAME ...] [--whole-gate]
 
 For each seed and number of people to forget: a base, a model that learned everybody, a gold model that never learned
 the forgotten and a second one from another seed (`benchmarks.method_worlds`); every method deletes the same people at
 an equal number of steps; every model is asked the same (`benchmarks.method_columns`), and the gate judges one of the
-forgotten on each. Settings are each method's own defaults: nothing is tuned on these people.
+forgotten on each, in its fast tier; `--whole-gate` adds a verdict by all families on gold and on what methods made.
+Settings are each method's own defaults: nothing is tuned on these people.
 
 `--work` holds models and finished jobs: a run that was killed continues there, and several may share one directory.
 `--out` receives CSV, JSON, a table and a picture. Rows that lie there stay, so that a long comparison can be made in
@@ -45,7 +46,7 @@ from ml.models.load import model_ref
 from ml.models.scratch import ModelShape
 from ml.policies import load_policy
 from ml.reference import PRESETS, Stage
-from ml.specs import ModelRef, UnlearningSpec
+from ml.specs import ModelRef, UnlearningSpec, VerdictPolicy
 from ml.verification.tiers import fast_tier
 
 CODE_VERSION: Final = 4
@@ -167,10 +168,12 @@ def _cells(sizes: Sizes) -> list[Cell]:
 class Comparison:
     """The cells of `chosen`, or of everything that `sizes` compares, below `work`."""
 
-    def __init__(self, work: Path, sizes: Sizes, chosen: Sizes | None = None, *, device: str = "cpu") -> None:
+    def __init__(
+        self, work: Path, sizes: Sizes, chosen: Sizes | None = None, *, device: str = "cpu", whole_gate: bool = False
+    ) -> None:
         self.chosen = chosen or sizes
-        self.work, self.sizes, self.device = work, sizes, device
-        self.policy = fast_tier(load_policy(sizes.policy))
+        self.work, self.sizes, self.device, self.whole_gate = work, sizes, device, whole_gate
+        self.policy = load_policy(sizes.policy)
         self._worlds: dict[tuple[int, int], MethodWorld] = {}
 
     @cached_property
@@ -187,7 +190,10 @@ class Comparison:
             planned[f"measure-{cell.name}"] = partial(self._measured, cell)
         for cell in self.cells:
             if cell.model != "base":
-                planned[f"judge-{cell.name}"] = partial(self._judged, cell)
+                planned[f"judge-{cell.name}"] = partial(self._judged, cell, fast_tier(self.policy), "judged")
+        for cell in self.cells:
+            if self.whole_gate and (cell.model == "gold" or cell.model not in REFERENCES):
+                planned[f"gate-{cell.name}"] = partial(self._judged, cell, self.policy, "gated")
         return planned
 
     def world(self, cell: Cell) -> MethodWorld:
@@ -231,14 +237,14 @@ class Comparison:
         questions = Questions(self.world(cell), people=self.sizes.people)
         return measure(ref, self.world(cell).model("base"), questions, seed=cell.seed)
 
-    def _judged(self, cell: Cell) -> dict[str, Json]:
-        """Verdict of the fast tier on the first of the forgotten."""
+    def _judged(self, cell: Cell, policy: VerdictPolicy, folder: str) -> dict[str, Json]:
+        """Verdict of a policy on the first of the forgotten; `folder` keeps its parts."""
         ref = self.model(cell)
         if ref is None:
             return {}
         world = self.world(cell)
         return judged(
-            world, world.forgotten[0], ref, self.policy, folder=self.work / "judged" / cell.name, runs=[self.run(cell)]
+            world, world.forgotten[0], ref, policy, folder=self.work / folder / cell.name, runs=[self.run(cell)]
         )
 
     # --- parts of jobs ---
@@ -278,6 +284,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for what in ("seeds", "forgotten"):
         parser.add_argument(f"--{what}", type=int, nargs="+", help="only these of the size's own; all unless given")
     parser.add_argument("--methods", nargs="+", help="only these of the size's own; all unless given")
+    parser.add_argument(
+        "--whole-gate", action="store_true", help="judge by all families too, not by the fast tier alone"
+    )
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     sizes, name = SIZES[options.size], _name(options)
@@ -288,7 +297,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         earlier = read_rows(options.out, size=name, key=key)
         claim_directory(options.work, what=CLAIM, identity=identity)
         helpers = [_helper(options) for _ in range(options.processes - 1)]
-        comparison = Comparison(options.work, sizes, chosen, device=options.device)
+        comparison = Comparison(options.work, sizes, chosen, device=options.device, whole_gate=options.whole_gate)
         outcomes = run_jobs(comparison.jobs(), options.work / "jobs")
     except SpecError as exc:
         sys.stderr.write(f"{exc}\n")
@@ -324,7 +333,7 @@ def _spent(cells: Sequence[Cell], outcomes: Mapping[str, Outcome]) -> dict[str, 
     for cell in cells:
         jobs = [
             outcomes[f"{kind}-{cell.name}"]
-            for kind in ("make", "measure", "judge")
+            for kind in ("make", "measure", "judge", "gate")
             if f"{kind}-{cell.name}" in outcomes
         ]
         own = jobs[0].result.get("cpu_seconds", 0.0)
@@ -347,6 +356,7 @@ def _helper(options: argparse.Namespace) -> subprocess.Popen[bytes]:
     aside = options.work / "helper"
     for what in ("seeds", "forgotten", "methods"):
         command += [f"--{what}", *map(str, getattr(options, what))] if getattr(options, what) else []
+    command += ["--whole-gate"] if options.whole_gate else []
     return subprocess.Popen(  # noqa: S603  # nosec B603
         [*command, "--device", options.device, "--work", str(options.work), "--out", str(aside)],
         stdout=subprocess.DEVNULL,

@@ -14,7 +14,7 @@ import pytest
 import benchmarks.methods as program
 from benchmarks import guarded
 from benchmarks.method_columns import WRONG_ANSWERS, Questions, beside_gold
-from benchmarks.method_report import SPENT, mean_rows, read_rows, tables, write_results
+from benchmarks.method_report import SPENT, mean_rows, read_rows, rows_of, tables, write_results
 from benchmarks.method_worlds import REFERENCES, MethodWorld
 from benchmarks.methods import SIZES, main, settings_for
 from ml.data.dossiers import answered_span
@@ -24,6 +24,8 @@ from ml.guard.calibrate import Margins
 from ml.guard.reading import Reading
 from ml.methods import METHODS
 from ml.models.load import LoadedModel
+from ml.policies import load_policy
+from ml.verification.tiers import fast_tier
 
 QUICK = SIZES["quick"]
 
@@ -130,9 +132,30 @@ def test_a_column_that_some_seed_lacks_has_no_mean_and_a_refusal_is_told() -> No
     (mean,) = mean_rows(rows)
     assert "utility" not in mean
     assert mean["verdicts"] == "1 FAIL"
+    assert mean["whole_verdicts"] == ""
     text = tables([mean], size="quick", cpu_seconds=60.0, code=["0123"])
     assert "| ga | - |" in text
     assert "ga was refused: NonFiniteError: not finite" in text
+
+
+def test_the_whole_gate_judges_gold_and_methods_beside_the_fast_tier_and_is_told_apart(tmp_path: Path) -> None:
+    fast, whole = (program.Comparison(tmp_path, QUICK, whole_gate=asked).jobs() for asked in (False, True))
+    assert whole.keys() - fast.keys() == {"gate-1-1-gold", "gate-1-1-grad_diff", "gate-1-1-ssd"}
+    policies = {name: whole[name].args[1] for name in ("judge-1-1-gold", "gate-1-1-gold")}
+    assert policies["judge-1-1-gold"] == fast_tier(policies["gate-1-1-gold"])
+    assert policies["gate-1-1-gold"] == load_policy(QUICK.policy)
+    assert whole["judge-1-1-gold"].args[2] != whole["gate-1-1-gold"].args[2]
+    cells = [program.Cell(1, 1, "gold")]
+    found = {
+        "measure-1-1-gold": {},
+        "make-1-1-gold": {},
+        "judge-1-1-gold": {"verdict": "PASS", "reasons": []},
+        "gate-1-1-gold": {"verdict": "INCONCLUSIVE", "reasons": ["power in F6"]},
+    }
+    (row,) = rows_of(cells, found, {"1-1-gold": 1.0})
+    assert (row["verdict"], row["whole_verdict"], row["whole_reasons"]) == ("PASS", "INCONCLUSIVE", "power in F6")
+    (mean,) = mean_rows([row])
+    assert "| 1 PASS | 1 INCONCLUSIVE |" in tables([mean], size="quick", cpu_seconds=60.0, code=["0123"])
 
 
 def test_rows_that_were_written_are_read_as_they_were_but_for_rounding(tmp_path: Path) -> None:
