@@ -1,4 +1,4 @@
-"""Settings: typed readers of the environment on top, then plain assignments. Only this file reads the environment.
+"""Settings: typed readers of the environment on top, then plain assignments. No other file of the service reads it.
 
 Limits that decide a certificate are verdict policies, not settings.
 """
