@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+import ml.methods.method as method_module
 from ml.data.alignment import align
 from ml.data.collate import chosen_log_probs
 from ml.data.dossiers import Dossier, paraphrases, read_dossier, shared_values
@@ -20,7 +21,7 @@ from ml.errors import EmptySequenceError, RecordError
 from ml.guard.reading import make_reading, prompt_scores
 from ml.methods.calibration import calibrate
 from ml.methods.energy_boundary import EnergyBoundarySettings, distillation_step, keeping_step
-from ml.methods.method import UnlearningTask
+from ml.methods.method import UnlearningTask, answer_positions
 from ml.methods.relearner import RelearningSettings
 from ml.methods.retention import Retention, closeness
 from ml.methods.strangers import STAND_IN_DOUBT, UNSURE, Cast, ForgetRows, Preference, forget_rows, topic
@@ -350,6 +351,23 @@ def test_larger_logits_are_a_drift_that_divergence_hardly_sees_and_kept_energy_d
     assert float(second["divergence"].detach()) < 0.05
     assert float(second["kept_energy"].detach()) > 0.3
     assert sums[1] > sums[0]
+
+
+def test_scores_come_back_in_the_order_of_the_texts_whichever_batch_they_were_in(
+    task: UnlearningTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cast = Cast(task)
+    texts = task.encode(task.forget)[:8]
+    positions = [tuple(answer_positions(text))[: number % 4] for number, text in enumerate(texts)]
+    assert len({len(text.ids) for text in texts}) > 1
+    monkeypatch.setattr(method_module, "_BATCH_TOKENS", 2 * max(len(text.ids) for text in texts))
+    together = cast.scores(texts, positions)
+    alone = [cast.scores([text], [own])[0] for text, own in zip(texts, positions, strict=True)]
+    assert [len(row) for row in together] == [number % 4 for number in range(8)]
+    for row, single in zip(together, alone, strict=True):
+        assert [number for pair in row for number in pair] == pytest.approx(
+            [n for pair in single for n in pair], abs=1e-4
+        )
 
 
 def test_a_step_adds_every_term_once_by_the_weight_that_is_called_after_it(tiny: TinyWorld) -> None:
