@@ -1,4 +1,4 @@
-"""Settings: typed readers of the environment on top, then plain assignments. No other file of the service reads it.
+"""Settings: typed readers of the environment on top, then plain assignments. Only clients read more of it.
 
 Limits that decide a certificate are verdict policies, not settings.
 """
