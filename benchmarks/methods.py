@@ -192,7 +192,9 @@ class Comparison:
             if cell.model != "base":
                 planned[f"judge-{cell.name}"] = partial(self._judged, cell, fast_tier(self.policy), "judged")
         for cell in self.cells:
-            if self.whole_gate and (cell.model == "gold" or cell.model not in REFERENCES):
+            # A verdict that is there is not lost because a later run does not ask for it.
+            wanted = self.whole_gate or (self.work / "jobs" / f"gate-{cell.name}.json").exists()
+            if wanted and (cell.model == "gold" or cell.model not in REFERENCES):
                 planned[f"gate-{cell.name}"] = partial(self._judged, cell, self.policy, "gated")
         return planned
 

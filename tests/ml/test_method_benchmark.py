@@ -141,6 +141,9 @@ def test_a_column_that_some_seed_lacks_has_no_mean_and_a_refusal_is_told() -> No
 def test_the_whole_gate_judges_gold_and_methods_beside_the_fast_tier_and_is_told_apart(tmp_path: Path) -> None:
     fast, whole = (program.Comparison(tmp_path, QUICK, whole_gate=asked).jobs() for asked in (False, True))
     assert whole.keys() - fast.keys() == {"gate-1-1-gold", "gate-1-1-grad_diff", "gate-1-1-ssd"}
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "jobs" / "gate-1-1-gold.json").write_text("{}")
+    assert program.Comparison(tmp_path, QUICK).jobs().keys() - fast.keys() == {"gate-1-1-gold"}
     policies = {name: whole[name].args[1] for name in ("judge-1-1-gold", "gate-1-1-gold")}
     assert policies["judge-1-1-gold"] == fast_tier(policies["gate-1-1-gold"])
     assert policies["gate-1-1-gold"] == load_policy(QUICK.policy)
